@@ -1,0 +1,1 @@
+"""genrpc: call a Python function on another machine."""
