@@ -16,17 +16,22 @@ from genrpc.security.handshake import (
     server_proof,
     transcript,
 )
+from genrpc.security.tokens import Token, TokenError, check_token, make_token
 
 __all__ = [
     "REVISION",
     "Cookie",
+    "Token",
+    "TokenError",
     "challenge_fault",
+    "check_token",
     "client_proof",
     "cookie_path",
     "cookie_text",
     "derive_key",
     "hello_fault",
     "load_cookie",
+    "make_token",
     "matches",
     "new_nonce",
     "server_proof",

@@ -22,12 +22,9 @@ from genrpc.security.private_files import (
     make_private_file,
     read_private_file,
 )
-from genrpc.settings import Settings
+from genrpc.settings import MIN_COOKIE_CHARACTERS, Settings
 
 log = logging.getLogger("genrpc.security")
-
-MIN_COOKIE_LENGTH = 16
-"""Characters. A cookie of fewer can be guessed offline from one recorded handshake."""
 
 
 class Cookie:
@@ -68,7 +65,7 @@ def cookie_text(settings: Settings) -> str:
 def cookie_path(settings: Settings) -> Path:
     """Return the file that holds the cookie unless the setting `cookie` is given."""
     if settings.cookie_file is not None:
-        return Path(settings.cookie_file).expanduser()
+        return Path(settings.cookie_file)
     configured = os.environ.get("XDG_CONFIG_HOME", "")
     # The XDG base directory specification: relative paths are invalid and to be ignored.
     if os.path.isabs(configured):
@@ -83,14 +80,15 @@ def cookie_path(settings: Settings) -> Path:
 
 
 def _checked(text: str, source: str) -> str:
+    # The setting was checked by Settings, but for its encoding; the file by nobody yet.
     text = text.strip()
     # Not by catching a UnicodeError: that carries the text, and tracebacks get logged.
     if any("\ud800" <= character <= "\udfff" for character in text):
         raise ConfigurationError(f"The {source} is not UTF-8 text; letters and digits are enough.")
-    if len(text) < MIN_COOKIE_LENGTH:
+    if len(text) < MIN_COOKIE_CHARACTERS:
         raise UnsafeConfigurationError(
             f"The {source} has {len(text)} characters and can be guessed: at least "
-            f"{MIN_COOKIE_LENGTH} are needed. Without any, genrpc makes one of 64."
+            f"{MIN_COOKIE_CHARACTERS} are needed. Without any, genrpc makes one of 64."
         )
     return text
 
