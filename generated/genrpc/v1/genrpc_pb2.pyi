@@ -1607,31 +1607,30 @@ Global___Pong: _TypeAlias = Pong  # noqa: Y015
 
 @_typing.final
 class GoAway(_message.Message):
-    """The sender is leaving."""
+    """The sender is leaving. A server that leaves an open stream still serves what
+    comes on it; the client begins nothing new there and closes its side when its
+    last call has ended.
+    """
 
     DESCRIPTOR: _descriptor.Descriptor
 
     REASON_FIELD_NUMBER: _builtins.int
     MESSAGE_FIELD_NUMBER: _builtins.int
-    LAST_CALL_ID_FIELD_NUMBER: _builtins.int
     reason: Global___ErrorReason.ValueType
-    """INVALID_COOKIE and BAD_NODE refuse a handshake, OVERLOAD too; DRAINING: the node
-    stops; UNSPECIFIED: the stream was idle.
+    """INVALID_COOKIE, BAD_NODE, OVERLOAD and DRAINING refuse a handshake; UNSPECIFIED:
+    the stream was idle, or open for long enough.
     """
     message: _builtins.str
     """One line for a person."""
-    last_call_id: _builtins.int
-    """Calls with a greater id were not started and may be sent on another stream."""
     def __init__(
         self,
         *,
         reason: Global___ErrorReason.ValueType = ...,
         message: _builtins.str = ...,
-        last_call_id: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["last_call_id", b"last_call_id", "message", b"message", "reason", b"reason"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["message", b"message", "reason", b"reason"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -3,7 +3,7 @@
 import grpc
 import warnings
 
-from genrpc.v1 import genrpc_pb2 as genrpc_dot_v1_dot_genrpc__pb2
+from . import genrpc_pb2 as genrpc_dot_v1_dot_genrpc__pb2
 
 GRPC_GENERATED_VERSION = '1.78.0'
 GRPC_VERSION = grpc.__version__
