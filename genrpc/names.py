@@ -93,7 +93,7 @@ def _parse_text(text: str) -> Destination:
             f"{text!r} names no node: a node is name@host, the name made of letters, digits"
             f" and . _ - + ~ $ ! *, in all at most {MAX_NAME} characters"
         )
-    return Destination(f"{name}@{_bracketed(host)}", port_hint=hint)
+    return Destination(f"{name}@{bracketed(host)}", port_hint=hint)
 
 
 def _host_and_port(text: str, whole: str) -> tuple[str, int | None]:
@@ -129,7 +129,8 @@ def _port(text: str, whole: str) -> int:
     raise ValueError(f"{whole!r} has no valid port: 1 to 65535 is allowed, got {text!r}")
 
 
-def _bracketed(host: str) -> str:
+def bracketed(host: str) -> str:
+    """Put an IPv6 host in brackets, so that a port can follow."""
     return f"[{host}]" if ":" in host else host
 
 

@@ -1,0 +1,210 @@
+"""What a node counts and tells: counters, hooks, and a log that cannot be flooded.
+
+Rules: counting must cost next to nothing, as every call is counted; nothing that a user's hook
+does may harm the call it is told of. Any thread may call all of it. A hook runs on the thread
+that ended the call, often the loop thread, so it must return at once.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections import defaultdict
+from collections.abc import Callable, Hashable
+from dataclasses import dataclass
+from typing import Literal
+
+log = logging.getLogger("genrpc.telemetry")
+
+Direction = Literal["out", "in"]
+
+
+# ------------------------------------------------------------------ counters
+
+
+class Counters:
+    """Integer counters by name; those of calls are named "direction.outcome": "out.timeout".
+
+    Each thread counts in a dictionary of its own: 0.2 µs, where one lock for all took 0.4 µs
+    without and more with a contender. No count is lost, also not when its thread ends.
+    """
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._per_thread: list[tuple[threading.Thread, defaultdict[str, int]]] = []
+        self._of_ended_threads: defaultdict[str, int] = defaultdict(int)
+        self._own = threading.local()
+
+    def add(self, name: str, n: int = 1) -> None:
+        """Count `n` more of `name`."""
+        try:
+            self._own.counts[name] += n
+        except AttributeError:  # the thread's first count
+            self._enter_thread()[name] += n
+
+    def snapshot(self) -> dict[str, int]:
+        """Give all counts, sorted by name; what is counted meanwhile may be missing."""
+        with self._lock:
+            self._fold()
+            total = self._of_ended_threads.copy()
+            # copy() is one step in C, so the owner may go on counting.
+            for _, counts in self._per_thread:
+                for name, n in counts.copy().items():
+                    total[name] += n
+        return dict(sorted(total.items()))
+
+    def _enter_thread(self) -> defaultdict[str, int]:
+        counts: defaultdict[str, int] = defaultdict(int)
+        with self._lock:
+            self._fold()
+            self._per_thread.append((threading.current_thread(), counts))
+        self._own.counts = counts
+        return counts
+
+    def _fold(self) -> None:
+        """Take the counts of ended threads over, so that threads that come and go leave nothing."""
+        ended = [counts for thread, counts in self._per_thread if not thread.is_alive()]
+        if not ended:
+            return
+        self._per_thread = [entry for entry in self._per_thread if entry[0].is_alive()]
+        for counts in ended:
+            for name, n in counts.items():
+                self._of_ended_threads[name] += n
+
+
+# ------------------------------------------------------------------ hooks
+
+
+@dataclass(frozen=True, slots=True)
+class CallEnded:
+    """A call came to its end here: as its caller ("out") or as its callee ("in").
+
+    `node` is the other node, `outcome` "ok" or the reason of the failure, `seconds` the time
+    from the call to the outcome.
+    """
+
+    direction: Direction
+    node: str
+    module: str
+    function: str
+    outcome: str
+    seconds: float
+
+
+class _Subscription:
+    """One callback; the same function may be subscribed twice."""
+
+    __slots__ = ("callback",)
+
+    def __init__(self, callback: Callable[[CallEnded], object]) -> None:
+        self.callback = callback
+
+
+class Hooks:
+    """Tells users' callbacks of ended calls.
+
+    False while there is no callback: `if hooks: hooks.emit(CallEnded(…))` costs nothing then.
+    """
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        # Replaced and never changed, so that `emit` needs no lock.
+        self._subscriptions: tuple[_Subscription, ...] = ()
+
+    def __bool__(self) -> bool:
+        """Tell whether anybody listens."""
+        return bool(self._subscriptions)
+
+    def on_call_end(self, callback: Callable[[CallEnded], object]) -> Callable[[], None]:
+        """Call `callback` with each CallEnded from now on; returns a function that ends it.
+
+        A callback that raises is logged and not called again.
+        """
+        subscription = _Subscription(callback)
+        with self._lock:
+            self._subscriptions = (*self._subscriptions, subscription)
+        return lambda: self._drop(subscription)
+
+    def emit(self, ended: CallEnded) -> None:
+        """Tell every callback; never fails."""
+        for subscription in self._subscriptions:
+            try:
+                subscription.callback(ended)
+            except KeyboardInterrupt:
+                raise  # it is meant for the thread's owner
+            except BaseException:  # SystemExit too: a hook must not end the loop thread
+                self._drop(subscription)
+                log.exception(
+                    "the hook %r failed and is not called any more", subscription.callback
+                )
+
+    def _drop(self, subscription: _Subscription) -> None:
+        with self._lock:
+            self._subscriptions = tuple(s for s in self._subscriptions if s is not subscription)
+
+
+# ------------------------------------------------------------------ logging
+
+
+class _Recent:
+    """What was logged under one key."""
+
+    __slots__ = ("left_out", "logged_at")
+
+    def __init__(self, logged_at: float) -> None:
+        self.logged_at = logged_at
+        self.left_out = 0
+
+
+class RateLimitedLog:
+    """Logs at most `per_second` warnings a second for each key, and how many it left out.
+
+    For what a stranger or a broken peer can bring about at will. At most `max_keys` keys are
+    remembered; a forgotten one is as good as new.
+    """
+
+    def __init__(
+        self,
+        logger: logging.Logger,
+        per_second: float = 1.0,
+        clock: Callable[[], float] = time.monotonic,
+        max_keys: int = 1024,
+    ) -> None:
+        self._logger = logger
+        self._interval = 1.0 / per_second
+        self._clock = clock
+        self._max_keys = max_keys
+        self._lock = threading.Lock()
+        # The key logged last stands last.
+        self._recent: dict[Hashable, _Recent] = {}
+
+    def warning(self, key: Hashable, message: str, *args: object) -> None:
+        """Log as `Logger.warning` does, unless a line of this key was logged just now."""
+        with self._lock:
+            left_out = self._admit(key, self._clock())
+        if left_out is None:
+            return
+        if left_out:
+            message, args = f"{message} (%d more like it left out)", (*args, left_out)
+        self._logger.warning(message, *args, stacklevel=2)
+
+    def flush(self) -> None:
+        """Log what was left out and not yet told, for a node that stops."""
+        with self._lock:
+            recent, self._recent = self._recent, {}
+        for key, state in recent.items():
+            if state.left_out:
+                self._logger.warning("%d more warnings left out of %s", state.left_out, key)
+
+    def _admit(self, key: Hashable, now: float) -> int | None:
+        """Decide whether to log: how many lines were left out before, or None not to."""
+        state = self._recent.get(key)
+        if state is not None and now - state.logged_at < self._interval:
+            state.left_out += 1
+            return None
+        self._recent.pop(key, None)
+        if len(self._recent) >= self._max_keys:
+            del self._recent[next(iter(self._recent))]
+        self._recent[key] = _Recent(now)
+        return state.left_out if state else 0
