@@ -1,0 +1,33 @@
+"""The environment of every test: no settings of the machine's, a home of its own."""
+
+import os
+from collections.abc import Iterator
+
+import pytest
+
+
+@pytest.fixture(scope="session", autouse=True)
+def isolated_environment(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Hide the user's settings and cookie from the tests, and theirs from the user.
+
+    For the whole session, because nodes of module-scoped fixtures read the environment before
+    a fixture of one test could change it. A test that changes it uses `monkeypatch`.
+    """
+    home = tmp_path_factory.mktemp("home")
+    with pytest.MonkeyPatch.context() as patch:
+        for name in [name for name in os.environ if name.startswith("GENRPC_")]:
+            patch.delenv(name)
+        for name, folder in {
+            "HOME": "",
+            "USERPROFILE": "",
+            "XDG_CONFIG_HOME": ".config",
+            "XDG_DATA_HOME": ".local/share",
+            "XDG_STATE_HOME": ".local/state",
+            "XDG_CACHE_HOME": ".cache",
+            "XDG_RUNTIME_DIR": "run",
+        }.items():
+            path = home / folder
+            # 0700: the runtime directory and the cookie's folder are refused otherwise.
+            path.mkdir(mode=0o700, parents=True, exist_ok=True)
+            patch.setenv(name, str(path))
+        yield
