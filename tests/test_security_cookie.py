@@ -185,7 +185,6 @@ def test_processes_that_start_at_once_get_one_cookie(config_home: Path) -> None:
             stdout=subprocess.PIPE,
             text=True,
             env={**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))},
-            cwd=Path(__file__).parents[1],
         )
         for _ in range(4)
     ]
