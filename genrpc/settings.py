@@ -225,7 +225,7 @@ class _Setting(NamedTuple):
 
 def _setting(  # Any, as with dataclasses.field: the annotation beside it says the type.
     kind: _Kind, default: object, doc: str, *, none: str = ""
-) -> Any:
+) -> Any:  # noqa: ANN401
     known = _Setting(kind, default, doc, none)
     # Mappings have no hash; equal settings still hash alike.
     return field(metadata={"setting": known}, hash=not isinstance(default, Mapping))

@@ -80,13 +80,13 @@ def test_what_is_no_destination_is_a_type_error(dest):
     "text",
     [
         *("", "@host", "a@", " a@host", "a@host ", "a b@host", "a@host\n", "a@b@c", "a/b@host"),
-        *("a@host:", "a@host:0", "a@host:65536", "a@host:http", "a@host:+1", "a@host:١"),
+        *("a@host:", "a@host:0", "a@host:65536", "a@host:http", "a@host:+1", "a@host:\u0661"),
         *("a@host:00005369", "a@[::1", "a@[::1]5369", "a@[host]", "a@1:2:3", "a\0@host", "a,b"),
         *("a" * 300, "a@" + "h" * 300, "\ud800@host"),
     ],
 )
 def test_text_that_names_no_node_is_a_value_error(text):
-    with pytest.raises(ValueError, match="names no node|valid host|valid port|IPv6"):
+    with pytest.raises(ValueError, match=r"names no node|valid host|valid port|IPv6"):
         parse_destination(text)
 
 
@@ -128,7 +128,7 @@ def test_node_name_is_text():
 
 @pytest.mark.parametrize("text", ["host", "::1", "[::1]", ":5", "host:", "[::1", "a@b:5"])
 def test_address_needs_host_and_port(text):
-    with pytest.raises(ValueError, match="port|host|IPv6"):
+    with pytest.raises(ValueError, match=r"port|host|IPv6"):
         names.parse_address(text)
 
 
@@ -228,7 +228,7 @@ def test_targets_are_checked_and_taken_apart(module, function, target):
     ],
 )
 def test_what_names_no_target_is_a_value_error(module, function):
-    with pytest.raises(ValueError, match="names no|is no version"):
+    with pytest.raises(ValueError, match=r"names no|is no version"):
         names.check_target(module, function)
 
 

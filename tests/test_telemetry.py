@@ -1,0 +1,228 @@
+"""Counters, hooks and the log that cannot be flooded."""
+
+import logging
+import threading
+
+import pytest
+
+from genrpc.telemetry import CallEnded, Counters, Hooks, RateLimitedLog
+
+ENDED = CallEnded("out", "a@127.0.0.1", "math", "sqrt", "ok", 0.001)
+
+
+def in_threads(count, function):
+    threads = [threading.Thread(target=function) for _ in range(count)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(30)
+
+
+# ---------------------------------------------------------------- counters
+
+
+def test_counts_are_added_up_and_sorted():
+    counters = Counters()
+    counters.add("out.timeout")
+    counters.add("out.ok", 5)
+    counters.add("out.ok")
+    assert list(counters.snapshot().items()) == [("out.ok", 6), ("out.timeout", 1)]
+
+
+def test_fresh_counters_are_empty():
+    assert Counters().snapshot() == {}
+
+
+def test_snapshot_is_a_copy():
+    counters = Counters()
+    counters.add("a")
+    counters.snapshot()["a"] = 100
+    assert counters.snapshot() == {"a": 1}
+
+
+def test_no_count_of_many_threads_is_lost():
+    counters = Counters()
+    counters.add("main")
+
+    def count():
+        for _ in range(5000):
+            counters.add("calls")
+
+    in_threads(8, count)
+    assert counters.snapshot() == {"calls": 40_000, "main": 1}
+
+
+def test_count_of_a_live_thread_is_seen():
+    counters, counted, end = Counters(), threading.Event(), threading.Event()
+
+    def count():
+        counters.add("calls")
+        counted.set()
+        end.wait(30)
+
+    thread = threading.Thread(target=count)
+    thread.start()
+    assert counted.wait(30)
+    seen = counters.snapshot()
+    end.set()
+    thread.join(30)
+    assert seen == counters.snapshot() == {"calls": 1}
+
+
+def test_threads_that_come_and_go_leave_nothing_behind():
+    counters = Counters()
+    for _ in range(20):
+        in_threads(1, lambda: counters.add("calls"))
+    assert counters.snapshot() == {"calls": 20}
+    assert counters._per_thread == []
+
+
+def test_counters_of_two_nodes_are_apart():
+    one, other = Counters(), Counters()
+    one.add("calls")
+    assert other.snapshot() == {}
+
+
+# ---------------------------------------------------------------- hooks
+
+
+def test_hooks_are_false_until_somebody_listens():
+    hooks = Hooks()
+    assert not hooks
+    end = hooks.on_call_end(lambda ended: None)
+    assert hooks
+    end()
+    assert not hooks
+
+
+def test_every_callback_is_told():
+    hooks, first, second = Hooks(), [], []
+    hooks.on_call_end(first.append)
+    hooks.on_call_end(second.append)
+    hooks.emit(ENDED)
+    assert first == second == [ENDED]
+
+
+def test_unsubscribing_ends_only_that_subscription():
+    hooks, told = Hooks(), []
+    end = hooks.on_call_end(told.append)
+    hooks.on_call_end(told.append)
+    end()
+    end()
+    hooks.emit(ENDED)
+    assert told == [ENDED]
+
+
+@pytest.mark.parametrize("kind", [ValueError, SystemExit])
+def test_raising_hook_is_logged_once_and_dropped(caplog, kind):
+    hooks, told = Hooks(), []
+
+    def fails(ended):
+        raise kind("mine")
+
+    hooks.on_call_end(fails)
+    hooks.on_call_end(told.append)
+    hooks.emit(ENDED)
+    hooks.emit(ENDED)
+    assert told == [ENDED, ENDED]
+    assert len(caplog.records) == 1
+    assert "fails" in caplog.text
+
+
+def test_interrupt_in_a_hook_is_passed_on():
+    hooks = Hooks()
+
+    def interrupted(ended):
+        raise KeyboardInterrupt
+
+    hooks.on_call_end(interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        hooks.emit(ENDED)
+
+
+def test_hook_may_unsubscribe_itself():
+    hooks, told = Hooks(), []
+
+    def once(ended):
+        told.append(ended)
+        end()
+
+    end = hooks.on_call_end(once)
+    hooks.emit(ENDED)
+    hooks.emit(ENDED)
+    assert told == [ENDED]
+
+
+# ---------------------------------------------------------------- the log
+
+
+class Clock:
+    now = 100.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+@pytest.fixture
+def clock() -> Clock:
+    return Clock()
+
+
+@pytest.fixture
+def logger() -> logging.Logger:
+    return logging.getLogger("genrpc.tests")
+
+
+def test_lines_of_one_key_are_held_back(caplog, clock, logger):
+    limited = RateLimitedLog(logger, clock=clock)
+    for i in range(5):
+        limited.warning("k", "line %d", i)
+    assert caplog.messages == ["line 0"]
+
+
+def test_next_line_tells_how_many_were_left_out(caplog, clock, logger):
+    limited = RateLimitedLog(logger, clock=clock)
+    for i in range(5):
+        limited.warning("k", "line %d", i)
+    clock.now += 1.0
+    limited.warning("k", "later")
+    clock.now += 1.0
+    limited.warning("k", "last")
+    assert caplog.messages == ["line 0", "later (4 more like it left out)", "last"]
+
+
+def test_keys_do_not_disturb_each_other(caplog, clock, logger):
+    limited = RateLimitedLog(logger, clock=clock)
+    limited.warning("a", "of a")
+    limited.warning("b", "of b")
+    assert caplog.messages == ["of a", "of b"]
+
+
+def test_rate_is_kept(caplog, clock, logger):
+    limited = RateLimitedLog(logger, per_second=4.0, clock=clock)
+    for _ in range(16):
+        limited.warning("k", "line")
+        clock.now += 0.125
+    assert len(caplog.messages) == 8
+
+
+def test_flush_tells_what_was_never_told(caplog, clock, logger):
+    limited = RateLimitedLog(logger, clock=clock)
+    for key in ("a", "a", "a", "b"):
+        limited.warning(key, "line")
+    caplog.clear()
+    limited.flush()
+    limited.flush()
+    assert caplog.messages == ["2 more warnings left out of a"]
+
+
+def test_only_so_many_keys_are_remembered(caplog, clock, logger):
+    limited = RateLimitedLog(logger, clock=clock, max_keys=2)
+    for key in ("a", "b", "c", "a", "c"):
+        limited.warning(key, "%s", key)
+    assert caplog.messages == ["a", "b", "c", "a"]
+
+
+def test_line_names_the_place_that_logged(caplog, clock, logger):
+    RateLimitedLog(logger, clock=clock).warning("k", "line")
+    assert caplog.records[0].filename == "test_telemetry.py"
