@@ -8,6 +8,8 @@ import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
 
+pytest.importorskip("importlinter", reason="checked where coverage is measured, and by lint")
+
 
 def test_imports_point_down_and_only_transport_knows_grpc():
     # In a process of its own: the linter configures logging, which silences loggers under test.
