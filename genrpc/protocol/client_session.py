@@ -14,10 +14,10 @@ from genrpc._generated.genrpc.v1 import genrpc_pb2 as pb
 from genrpc.errors import BadRPC, BadTCP
 
 from . import frames
-from .chunks import Assembly, Transfer
+from .chunks import MAX_PARTS, Assembly, Transfer
 from .events import Answered, CallsEnded, CallsReturned, Drained, Opened, ProtocolError
 from .frames import ChunkOut, ChunkView
-from .outbox import MAX_CALLS_IN_FRAME, MAX_INLINE_IN_FRAME
+from .outbox import MAX_CALLS_IN_FRAME
 from .pending import (
     CALL,
     ENDED,
@@ -43,6 +43,9 @@ from .session import (
     Phase,
     Session,
 )
+
+MAX_TIMEOUT = 1e13
+"""Seconds; about the most that the wire can say, and as good as for ever."""
 
 CONTENT_TYPES = ("application/x-python-pickle", "application/json")
 
@@ -100,6 +103,8 @@ class ClientSession(Session):
         self._cancels: list[int] = []
         self._pings: dict[int, float] = {}
         self._drained = False
+        self._finishing = False
+        self.was_ready = False
 
     def __repr__(self) -> str:
         route = self.route
@@ -144,8 +149,9 @@ class ClientSession(Session):
 
     def cancel(self, call: Call) -> None:
         """End a call because its caller gave it up."""
-        if call.state is not ENDED and call.id in self.pending.calls:
+        if self.pending.calls.get(call.id) is call:
             self._give_up(call, BadRPC("cancelled"))
+            self._look_drained()
 
     def ping(self, nonce: int, now: float) -> None:
         """Ask the other side for an answer."""
@@ -162,10 +168,23 @@ class ClientSession(Session):
         """Whether casts were not handed to the transport yet."""
         return bool(self._casts or self._cast_transfers)
 
+    def finish(self, failure: Failure) -> None:
+        """Fail all calls, send what was cast, and then be drained."""
+        self._finishing = True
+        for call in self.pending:
+            self._give_up(call, failure)
+        if self.phase is Phase.READY:
+            self.phase = Phase.LEAVING
+        if self.phase < Phase.READY and not self.has_unsent_casts:
+            self.close(failure)
+        self._look_drained()
+
     # ------------------------------------------------------------ time
 
     def opened(self, now: float) -> None:
-        """There is a stream: begin the handshake."""
+        """There is a stream: begin the handshake, unless the session is over by now."""
+        if self.phase is not Phase.CONNECTING:
+            return
         self.phase = Phase.HANDSHAKE
         self.last_active = now
         self._hello = pb.Hello(
@@ -181,28 +200,38 @@ class ClientSession(Session):
         self._frames.append(pb.ConnectRequest(hello=self._hello).SerializeToString())
 
     def next_deadline(self) -> float | None:
+        """When a call, the dialling or the idle stream is to be looked at next."""
         times = [self.pending.next_check()]
         if self.phase < Phase.READY:
             times.append(self.connect_deadline)
-        elif self.idle_timeout is not None and not self.in_flight:
-            times.append(self.last_active + self.idle_timeout)
+        else:
+            times.append(self._idle_at())
         return min((time for time in times if time is not None), default=None)
 
+    def _idle_at(self) -> float | None:
+        """When the stream will have been idle for long enough to be left."""
+        if self.phase is not Phase.READY or self.idle_timeout is None or self.in_flight:
+            return None
+        return self.last_active + self.idle_timeout
+
     def tick(self, now: float) -> None:
+        """End what is overdue: calls, the dialling, an idle stream."""
         now += DEADLINE_SLACK
         for call in self.pending.due(now):
             self._look_at(call, now)
         if self.phase < Phase.READY:
             if self.connect_deadline is not None and self.connect_deadline <= now:
                 self.close(BadTCP("connect_timeout", "not_started"))
-        elif self.idle_timeout is not None and not self.in_flight:
-            if self.last_active + self.idle_timeout <= now and self.phase is Phase.READY:
+        else:
+            idle_at = self._idle_at()
+            if idle_at is not None and idle_at <= now:
                 self.phase = Phase.LEAVING
         self._look_drained()
 
     def _look_drained(self) -> None:
         """Tell, once, that a session that is leaving has nothing left to do."""
-        if self.phase is Phase.LEAVING and not self.in_flight and not self._drained:
+        left = self.has_unsent_casts if self._finishing else self.in_flight
+        if self.phase is Phase.LEAVING and not left and not self._drained:
             self._drained = True
             self._events.append(Drained())
 
@@ -229,9 +258,9 @@ class ClientSession(Session):
         self.pending.pop(call.id)
         if call.state is SENT:
             self._cancels.append(call.id)
-            self._discard(call.id)
-        elif call.state is SENDING:
+        else:
             self.transfers.abandon(call.id)
+        self._discard(call.id)
         self._end(call, failure)
 
     def _end(self, call: Call, failure: Failure) -> None:
@@ -247,9 +276,11 @@ class ClientSession(Session):
 
     def _end_all(self, failure: Failure) -> None:
         ended = [*self.pending, *self._casts, *self._cast_transfers.values()]
+        unsent = replace(failure, execution="not_started")
+        if failure.execution == "not_started":  # nobody knows that of what was handed over
+            failure = replace(failure, execution="unknown")
         for call in ended:
-            known = call.state is not SENT
-            call.fail(replace(failure, execution="not_started") if known else failure)
+            call.fail(failure if call.state is SENT else unsent)
         self.pending = Pending()
         self._clear()
         self._ended(ended)
@@ -266,12 +297,7 @@ class ClientSession(Session):
 
     def _receive(self, frame: bytes, now: float) -> None:
         if self.phase >= Phase.READY and frames.is_batch(frame):
-            batch, chunk = frames.decode_replies(frame)
-            self._take_replies(batch)
-            if chunk is not None:
-                self._take_chunk(chunk, now)
-            if self.phase is Phase.LEAVING:
-                self._look_drained()
+            self._take_batch(*frames.decode_replies(frame), now)
             return
         response = frames.decode_response(frame)
         kind = response.WhichOneof("frame")
@@ -285,8 +311,17 @@ class ClientSession(Session):
             sent_at = self._pings.pop(response.pong.nonce, None)
             if sent_at is not None:
                 self._events.append(Answered(now - sent_at))
+                self._look_drained()
+        elif kind == "replies" and self.phase >= Phase.READY:  # with a field of a later revision
+            self._take_batch(response.replies, frames.chunk_of(response.replies), now)
         else:
             raise ProtocolError(f"the server sent {kind or 'nothing known'} out of turn")
+
+    def _take_batch(self, batch: pb.ReplyBatch, chunk: ChunkView | None, now: float) -> None:
+        self._take_replies(batch)
+        if chunk is not None:
+            self._take_chunk(chunk, now)
+        self._look_drained()
 
     def _answer(self, challenge: pb.Challenge) -> None:
         fault = self._authenticator.challenge_fault(self._hello, challenge)
@@ -308,8 +343,9 @@ class ClientSession(Session):
             raise ProtocolError("the server does not know the cookie", "invalid_cookie")
         self._agree(welcome.window_bytes, welcome.max_frame_bytes, welcome.max_message_bytes)
         self._cast_window = welcome.cast_window or self._cast_window
-        self.phase = Phase.READY
+        self.phase = Phase.LEAVING if self._finishing else Phase.READY
         self._ready_at = now
+        self.was_ready = True
         self._events.append(Opened(welcome.session_id, self.route.target_node))
 
     def _leave(self, go_away: pb.GoAway) -> None:
@@ -325,12 +361,21 @@ class ClientSession(Session):
             for call in returned:
                 self.pending.pop(call.id)
                 self.transfers.abandon(call.id)
-            returned += self._casts
+            returned += self._take_back_casts()
             for lane in (self._small, self._large, self._casts):
                 lane.clear()
             self._cast_bytes = 0
             self._events.append(CallsReturned(returned))
             self._look_drained()
+
+    def _take_back_casts(self) -> list[Call]:
+        """Take the casts of which nothing was sent out of the session, in their order."""
+        unsent = [call for call in self._cast_transfers.values() if call.state is WAITING]
+        for call in unsent:
+            self.transfers.abandon(call.id)
+            self._cast_left(call)
+        self._casts_open -= len(unsent)
+        return [*unsent, *self._casts]
 
     def _break(self, error: ProtocolError) -> None:
         failure: Failure
@@ -343,6 +388,8 @@ class ClientSession(Session):
     def _take_replies(self, batch: pb.ReplyBatch) -> None:
         self.transfers.credit += batch.credit
         self._casts_open -= batch.casts_done
+        if self._casts_open < 0:
+            raise ProtocolError("the server counted more casts than were sent")
         ids, payloads = batch.call_ids, batch.payloads
         count = len(ids)
         if not count:
@@ -351,21 +398,28 @@ class ClientSession(Session):
             raise ProtocolError(f"{count} replies came with {len(payloads)} payloads")
         ended = []
         pop = self.pending.calls.pop
-        if batch.outcomes:
+        if batch.outcomes or len(self.transfers):
             outcomes = frames.aligned(batch.outcomes, count, VALUE)
-            for call_id, head, outcome in zip(ids, payloads, outcomes):
+            for outcome in outcomes:  # all of them before any call is taken out of `pending`
+                _check_outcome(outcome)
+            for call_id, head, outcome in zip(ids, payloads, outcomes, strict=False):
                 call = pop(call_id, None)
                 if call is not None:
-                    _check_outcome(outcome)
+                    self._stop_sending(call)
                     call.state, call.outcome, call.head, call.buffers = ENDED, outcome, head, ()
                     ended.append(call)
         else:  # the way of nearly all replies: no array but ids and payloads
-            for call_id, head in zip(ids, payloads):
+            for call_id, head in zip(ids, payloads, strict=False):
                 call = pop(call_id, None)
                 if call is not None:  # else a late reply: it reaches nobody
                     call.state, call.head, call.buffers = ENDED, head, ()
                     ended.append(call)
         self._ended(ended)
+
+    def _stop_sending(self, call: Call) -> None:
+        """Let go of the rest of a request that is answered before all of it was sent."""
+        if call.state is not SENT:
+            self.transfers.abandon(call.id)
 
     def _begin_assembly(self, chunk: ChunkView, start: pb.TransferStart, now: float) -> bool:
         call = self.pending.calls.get(chunk.call_id)
@@ -374,6 +428,7 @@ class ClientSession(Session):
         _check_outcome(start.outcome)
         if not self._fits(start):
             self.pending.pop(call.id)
+            self._stop_sending(call)
             call.fail(
                 BadRPC(
                     "too_large",
@@ -387,15 +442,29 @@ class ClientSession(Session):
         return True
 
     def _assembled(self, call_id: int, assembly: Assembly, now: float) -> None:
+        head, buffers = assembly.parts()
         call = self.pending.pop(call_id)
         if call is not None:
-            call.head, call.buffers = assembly.parts()
+            self._stop_sending(call)
+            call.head, call.buffers = head, buffers
             call.outcome, call.state = assembly.start.outcome, ENDED
+            self._ended([call])
+
+    def _abandoned(self, call_id: int) -> None:
+        super()._abandoned(call_id)
+        call = self.pending.pop(call_id)
+        if call is not None:
+            self._stop_sending(call)
+            call.fail(
+                BadRPC("bad_result", "finished", "The peer gave up sending the result halfway.")
+            )
             self._ended([call])
 
     # ------------------------------------------------------------ sending
 
     def _batch_to_send(self, now: float) -> bytes | None:
+        if self._drained:  # the owner was told that the stream may be closed
+            return None
         if self._large:
             self._begin_transfers()
         # A number must not change its target within a frame, for the targets of a frame are
@@ -409,12 +478,14 @@ class ClientSession(Session):
         chunk = self._next_chunk(batch, now)
         tells = bool(calls or chunk)
         if self._cancels:
-            batch.cancels.extend(self._cancels)
-            self._cancels.clear()
+            batch.cancels.extend(self._cancels[:MAX_CALLS_IN_FRAME])
+            del self._cancels[:MAX_CALLS_IN_FRAME]
             tells = True
         if self.window.owes or (tells and self.window.has_received):
             batch.credit = self.window.grant()
             tells = True
+        if self._finishing:
+            self._look_drained()
         return frames.encode_batch(batch, chunk) if tells else None
 
     def _begin_transfers(self) -> None:
@@ -435,6 +506,17 @@ class ClientSession(Session):
                 ),
             )
             return False
+        if len(call.buffers) >= MAX_PARTS:
+            self.pending.pop(call.id)
+            self._end(
+                call,
+                BadRPC(
+                    "too_large",
+                    message=f"The request has {len(call.buffers)} buffers,"
+                    f" of which at most {MAX_PARTS - 1} can be sent.",
+                ),
+            )
+            return False
         start = pb.TransferStart(encoding=call.encoding, kind=call.kind)
         self.transfers.add(Transfer(call.id, start, [call.head, *call.buffers], call))
         return True
@@ -442,8 +524,8 @@ class ClientSession(Session):
     def _next_calls(self) -> list[Call]:
         """Take what is small and waits, up to a frame's worth."""
         calls: list[Call] = []
-        size, small = 0, self._small
-        while small and len(calls) < MAX_CALLS_IN_FRAME and size < MAX_INLINE_IN_FRAME:
+        size, limit, small = 0, self._inline_bytes, self._small
+        while small and len(calls) < MAX_CALLS_IN_FRAME and size < limit:
             call = small.popleft()
             if call.state is WAITING:  # else it ended while it waited
                 size += call.size
@@ -457,7 +539,7 @@ class ClientSession(Session):
         while (
             casts
             and len(calls) < MAX_CALLS_IN_FRAME
-            and size < MAX_INLINE_IN_FRAME
+            and size < self._inline_bytes
             and self._casts_open < self._cast_window
         ):
             call = casts[0]
@@ -494,7 +576,8 @@ class ClientSession(Session):
                 timeouts.append(0)
             else:
                 timed = True
-                timeouts.append(max(1, int((deadline - now) * 1e6)))
+                left = deadline - now
+                timeouts.append(int(left * 1e6) if 1e-5 < left < MAX_TIMEOUT else _timeout_us(left))
             if call.kind != CALL or call.encoding != PICKLE:
                 plain = False
         if not plain:
@@ -525,11 +608,22 @@ class ClientSession(Session):
                 self._name_target(batch, owner.target) if number is None else number
             )
             if owner.deadline is not None:
-                chunk.start.timeout_us = max(1, int((owner.deadline - now) * 1e6))
+                chunk.start.timeout_us = _timeout_us(owner.deadline - now)
         owner.progress_at = now
         owner.state = SENT if chunk.last else SENDING
-        if chunk.last and self._cast_transfers.pop(owner.id, None) is self._ordered_transfer:
+        if chunk.last:
+            self._cast_left(owner)
+
+    def _cast_left(self, call: Call) -> None:
+        """Forget a large cast; the ordered casts behind it may go."""
+        self._cast_transfers.pop(call.id, None)
+        if call is self._ordered_transfer:
             self._ordered_transfer = None
+
+
+def _timeout_us(seconds: float) -> int:
+    """How long is left, in the wire's terms: 0 would mean for ever."""
+    return max(1, int(min(seconds, MAX_TIMEOUT) * 1e6))
 
 
 def _check_outcome(outcome: int) -> None:

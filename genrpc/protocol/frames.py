@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import TypeVar
 
-from google.protobuf.message import DecodeError
+from google.protobuf.message import DecodeError, Message
 
 from genrpc._generated.genrpc.v1 import genrpc_pb2 as pb
 
@@ -20,6 +20,7 @@ from .events import ProtocolError
 from .pending import Buffer
 
 Batch = TypeVar("Batch", pb.CallBatch, pb.ReplyBatch)
+Parsed = TypeVar("Parsed", bound=Message)
 Number = TypeVar("Number", bound=int)
 
 # Tags of the fields that are written by hand: (number << 3) | wire type.
@@ -28,9 +29,7 @@ _CHUNK = b"\x0a"  # CallBatch.chunk and ReplyBatch.chunk: 1, length-delimited
 _CHUNK_START = b"\x12"
 _CHUNK_LAST = b"\x18\x01"
 _CHUNK_DATA = b"\x22"
-
-FRAME_OVERHEAD = 64
-"""More than a frame with one chunk adds to the chunk's data and its start."""
+_CHUNK_FIELDS = frozenset((0x08, 0x12, 0x18, 0x22, 0x28))
 
 
 @dataclass(slots=True)
@@ -68,7 +67,10 @@ def varint(value: int) -> bytes:
 
 
 def read_varint(data: bytes, position: int) -> tuple[int, int]:
-    """Read an unsigned number; returns it and the position after it."""
+    """Read an unsigned number; returns it and the position after it.
+
+    What goes beyond 64 bits is cut off, as protobuf does.
+    """
     shift = result = 0
     while shift < 70:
         try:
@@ -78,7 +80,7 @@ def read_varint(data: bytes, position: int) -> tuple[int, int]:
         position += 1
         result |= (byte & 0x7F) << shift
         if byte < 0x80:
-            return result, position
+            return result & 0xFFFF_FFFF_FFFF_FFFF, position
         shift += 7
     raise ProtocolError("a number in a frame is longer than 64 bits")
 
@@ -115,31 +117,37 @@ def decode_replies(frame: bytes) -> tuple[pb.ReplyBatch, ChunkView | None]:
 
 
 def is_batch(frame: bytes) -> bool:
-    """Whether the frame carries calls or replies (by its first byte)."""
-    return frame[:1] == _BATCH
+    """Whether the frame carries calls or replies and nothing besides."""
+    if frame[:1] != _BATCH:
+        return False
+    size, begin = read_varint(frame, 1)
+    return begin + size == len(frame)
 
 
 def _decode_batch(frame: bytes, kind: type[Batch]) -> tuple[Batch, ChunkView | None]:
-    size, position = read_varint(frame, 1)
-    if position + size != len(frame):
-        raise ProtocolError("a frame's length is not that of its content")
-    chunk = None
-    if frame[position : position + 1] == _CHUNK:
-        chunk_size, begin = read_varint(frame, position + 1)
-        position = begin + chunk_size
+    _, begin = read_varint(frame, 1)
+    chunk, position = None, begin
+    if frame[begin : begin + 1] == _CHUNK:
+        size, chunk_begin = read_varint(frame, begin + 1)
+        position = chunk_begin + size
         if position > len(frame):
             raise ProtocolError("a chunk is longer than its frame")
-        chunk = _read_chunk(frame, begin, position)
-    try:
-        batch = kind.FromString(frame[position:])
-    except DecodeError as exc:
-        raise ProtocolError(f"a frame cannot be decoded: {exc}") from None
-    if chunk is None and batch.HasField("chunk"):
-        chunk = _chunk_of(batch.chunk)
+        chunk = _read_chunk(frame, chunk_begin, position)
+    batch = _parsed(kind, frame[position:])
+    if chunk is None:
+        chunk = chunk_of(batch)
+    elif batch.HasField("chunk"):  # in several pieces: protobuf joins them
+        batch = _parsed(kind, frame[begin:])
+        chunk = chunk_of(batch)
     return batch, chunk
 
 
-def _chunk_of(chunk: pb.Chunk) -> ChunkView:
+def chunk_of(batch: pb.CallBatch | pb.ReplyBatch) -> ChunkView | None:
+    """Take the chunk from a batch that protobuf has read."""
+    return _chunk_view(batch.chunk) if batch.HasField("chunk") else None
+
+
+def _chunk_view(chunk: pb.Chunk) -> ChunkView:
     start = chunk.start if chunk.HasField("start") else None
     return ChunkView(chunk.call_id, chunk.data, start, chunk.last, chunk.abandoned)
 
@@ -149,6 +157,8 @@ def _read_chunk(frame: bytes, begin: int, end: int) -> ChunkView:
     chunk, position = ChunkView(0, b""), begin
     while position < end:
         tag = frame[position]
+        if tag not in _CHUNK_FIELDS:  # of a later revision: protobuf knows how to pass it over
+            return _chunk_view(_parsed(pb.Chunk, frame[begin:end]))
         value, position = read_varint(frame, position + 1)
         if tag == 0x08:
             chunk.call_id = value
@@ -156,41 +166,34 @@ def _read_chunk(frame: bytes, begin: int, end: int) -> ChunkView:
             chunk.last = bool(value)
         elif tag == 0x28:
             chunk.abandoned = bool(value)
-        elif tag in (0x12, 0x22):
-            if position + value > end:
-                raise ProtocolError("a field is longer than its chunk")
+        else:
+            field_begin, position = position, position + value
             if tag == 0x22:
-                chunk.data = memoryview(frame)[position : position + value]
+                chunk.data = memoryview(frame)[field_begin:position]
             else:
-                try:
-                    chunk.start = pb.TransferStart.FromString(frame[position : position + value])
-                except DecodeError as exc:
-                    raise ProtocolError(f"a transfer cannot be decoded: {exc}") from None
-            position += value
-        else:  # a field of a later revision: protobuf knows how to pass it over
-            return _whole_chunk(frame, begin, end)
+                start = _parsed(pb.TransferStart, frame[field_begin:position])
+                if chunk.start is None:
+                    chunk.start = start
+                else:  # it came in several pieces, which are joined
+                    chunk.start.MergeFrom(start)
+    if position != end:
+        raise ProtocolError("a field is longer than its chunk")
     return chunk
-
-
-def _whole_chunk(frame: bytes, begin: int, end: int) -> ChunkView:
-    try:
-        return _chunk_of(pb.Chunk.FromString(frame[begin:end]))
-    except DecodeError as exc:
-        raise ProtocolError(f"a chunk cannot be decoded: {exc}") from None
 
 
 def decode_request(frame: bytes) -> pb.ConnectRequest:
     """Read any frame of a client by protobuf alone."""
-    try:
-        return pb.ConnectRequest.FromString(frame)
-    except DecodeError as exc:
-        raise ProtocolError(f"a frame cannot be decoded: {exc}") from None
+    return _parsed(pb.ConnectRequest, frame)
 
 
 def decode_response(frame: bytes) -> pb.ConnectResponse:
     """Read any frame of a server by protobuf alone."""
+    return _parsed(pb.ConnectResponse, frame)
+
+
+def _parsed(kind: type[Parsed], data: bytes) -> Parsed:
     try:
-        return pb.ConnectResponse.FromString(frame)
+        return kind.FromString(data)
     except DecodeError as exc:
         raise ProtocolError(f"a frame cannot be decoded: {exc}") from None
 

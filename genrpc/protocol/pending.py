@@ -11,8 +11,8 @@ from __future__ import annotations
 
 import enum
 import heapq
-from collections.abc import Callable, Iterator, Sequence
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Hashable, Iterator, Sequence
+from typing import TYPE_CHECKING, Protocol
 
 from genrpc._generated.genrpc.v1 import genrpc_pb2 as pb
 
@@ -134,11 +134,19 @@ class Call:
         self.buffers = ()
 
 
+class Sink(Protocol):
+    """Where an executor puts what became of a call; safe for any thread."""
+
+    def post(self, item: tuple[IncomingCall, Outcome, bytes, Sequence[Buffer]], /) -> None:
+        """Hand over the call, what its payload is, and the payload."""
+
+
 class IncomingCall:
     """One call or cast that arrived: what to run, and what became of it.
 
     Made on the loop thread, then handed to the executor. `cancelled` may be set at any time
-    by the loop thread and read by the worker.
+    by the loop thread and read by the worker. Who takes the call in sets `sink`, `lane` (what
+    must run one after the other has an equal one) and `max_reply_bytes`.
     """
 
     __slots__ = (
@@ -149,8 +157,11 @@ class IncomingCall:
         "head",
         "id",
         "kind",
-        "task",
+        "lane",
+        "max_reply_bytes",
+        "sink",
         "target",
+        "task",
     )
 
     def __init__(
@@ -171,6 +182,9 @@ class IncomingCall:
         self.head = head
         self.buffers = buffers
         self.cancelled = False
+        self.sink: Sink | None = None
+        self.lane: Hashable = None
+        self.max_reply_bytes = 0
         self.task: object = None  # the executor's: what runs it now
 
     @property

@@ -25,7 +25,7 @@ from .events import (
     TransferRefused,
 )
 from .frames import ChunkOut, ChunkView
-from .outbox import MAX_CALLS_IN_FRAME, MAX_INLINE_IN_FRAME
+from .outbox import MAX_CALLS_IN_FRAME
 from .pending import (
     BLOCK_CALL,
     CALL,
@@ -56,6 +56,8 @@ _REFUSALS = {
     "overload": pb.ERROR_REASON_OVERLOAD,
     "draining": pb.ERROR_REASON_DRAINING,
 }
+
+_ANSWERED = (CALL, BLOCK_CALL)
 
 if TYPE_CHECKING:
     from .pending import Encoding, Outcome
@@ -143,8 +145,8 @@ class ServerSession(Session):
             self.close(
                 BadTCP(
                     "closed",
-                    message="The caller does not read its replies:"
-                    f" more than max_unread_reply_bytes ({self.limits.max_unread_reply_bytes}) wait.",
+                    message="The caller does not read its replies: more than"
+                    f" max_unread_reply_bytes ({self.limits.max_unread_reply_bytes}) wait.",
                 )
             )
 
@@ -176,6 +178,7 @@ class ServerSession(Session):
     # ------------------------------------------------------------ time
 
     def next_deadline(self) -> float | None:
+        """When the handshake, the stream's idleness or age, or its leaving is to be looked at."""
         if self.phase is Phase.HANDSHAKE:
             return self.handshake_deadline
         times = []
@@ -184,11 +187,12 @@ class ServerSession(Session):
                 times.append(self.last_active + self.idle_timeout)
             if self.max_age is not None:
                 times.append(self._ready_at + self.max_age)
-        elif self._leave_by is not None and not self.in_flight:
+        elif self.phase is Phase.LEAVING and self._leave_by is not None and not self.in_flight:
             times.append(self._leave_by)
         return min(times, default=None)
 
     def tick(self, now: float) -> None:
+        """End a handshake that takes too long; leave a stream that is idle or old."""
         deadline = self.next_deadline()
         if deadline is None or deadline > now + DEADLINE_SLACK:
             return
@@ -204,8 +208,7 @@ class ServerSession(Session):
 
     def _receive(self, frame: bytes, now: float) -> None:
         if self.phase >= Phase.READY and frames.is_batch(frame):
-            batch, chunk = frames.decode_calls(frame)
-            self._take_calls(batch, chunk, now)
+            self._take_calls(*frames.decode_calls(frame), now)
             return
         request = frames.decode_request(frame)
         kind = request.WhichOneof("frame")
@@ -219,6 +222,8 @@ class ServerSession(Session):
                 self._frames.append(pb.ConnectResponse(pong=pong).SerializeToString())
         elif kind == "go_away" and self.phase >= Phase.READY:
             self.phase = Phase.LEAVING
+        elif kind == "calls" and self.phase >= Phase.READY:  # with a field of a later revision
+            self._take_calls(request.calls, frames.chunk_of(request.calls), now)
         else:
             raise ProtocolError(f"the client sent {kind or 'nothing known'} out of turn")
 
@@ -293,21 +298,29 @@ class ServerSession(Session):
             raise ProtocolError(f"{count} calls came with {len(payloads)} payloads")
         calls: list[IncomingCall] = []
         targets, running = self._targets, self.running
-        for call_id, number, timeout, kind, encoding, head in zip(
-            ids, numbers, timeouts, kinds, encodings, payloads
-        ):
-            target = targets.get(number)
-            if target is None or kind > BLOCK_CALL:
-                raise ProtocolError(f"call {call_id} has an unknown target or kind")
-            deadline = now + timeout * 1e-6 if timeout else None
-            call = IncomingCall(call_id, target, kind, encoding, deadline, head)
-            if kind == CALL or kind == BLOCK_CALL:
-                if call_id in running:
-                    raise ProtocolError(f"call {call_id} came twice")
-                running[call_id] = call
-            else:
-                self._casts_open += 1
-            calls.append(call)
+        casts = 0
+        try:
+            for call_id, number, timeout, kind, encoding, head in zip(
+                ids, numbers, timeouts, kinds, encodings, payloads, strict=False
+            ):
+                target = targets.get(number)
+                if target is None or not CALL <= kind <= BLOCK_CALL:
+                    raise ProtocolError(f"call {call_id} has an unknown target or kind")
+                deadline = now + timeout * 1e-6 if timeout else None
+                call = IncomingCall(call_id, target, kind, encoding, deadline, head)
+                if kind in _ANSWERED:
+                    if call_id in running:
+                        raise ProtocolError(f"call {call_id} came twice")
+                    running[call_id] = call
+                else:
+                    casts += 1
+                calls.append(call)
+        except ProtocolError:
+            for call in calls:  # nobody was told of them
+                if running.get(call.id) is call:
+                    del running[call.id]
+            raise
+        self._casts_open += casts
         self._events.append(CallsArrived(calls))
 
     def _take_cancels(self, ids: Sequence[int]) -> None:
@@ -325,15 +338,13 @@ class ServerSession(Session):
 
     def _incoming(self, call_id: int, start: pb.TransferStart, now: float) -> IncomingCall:
         target = self._targets.get(start.target)
-        if target is None or start.kind > BLOCK_CALL:
+        if target is None or not CALL <= start.kind <= BLOCK_CALL:
             raise ProtocolError(f"call {call_id} has an unknown target or kind")
         deadline = now + start.timeout_us * 1e-6 if start.timeout_us else None
         return IncomingCall(call_id, target, start.kind, start.encoding, deadline, b"")
 
     def _begin_assembly(self, chunk: ChunkView, start: pb.TransferStart, now: float) -> bool:
         call = self._incoming(chunk.call_id, start, now)
-        if not call.is_cast and call.id in self.running:
-            raise ProtocolError(f"call {call.id} came twice")
         fits = self._fits(start)
         if fits:
             self._arriving[call.id] = call
@@ -353,6 +364,8 @@ class ServerSession(Session):
     def _admit(self, call: IncomingCall) -> None:
         if call.is_cast:
             self._casts_open += 1
+        elif call.id in self.running:
+            raise ProtocolError(f"call {call.id} came twice")
         else:
             self.running[call.id] = call
 
@@ -388,8 +401,8 @@ class ServerSession(Session):
         heads: list[bytes] = []
         outcomes: list[Outcome] = []
         encodings: list[Encoding] = []
-        size, plain = 0, True
-        while waiting and len(ids) < MAX_CALLS_IN_FRAME and size < MAX_INLINE_IN_FRAME:
+        size, limit, plain = 0, self._inline_bytes, True
+        while waiting and len(ids) < MAX_CALLS_IN_FRAME and size < limit:
             call_id, outcome, encoding, head = waiting.popleft()
             size += len(head)
             ids.append(call_id)

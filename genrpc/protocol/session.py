@@ -24,8 +24,8 @@ from genrpc.errors import BadRPC, BadTCP
 
 from .chunks import Assembly
 from .events import Closed, Event, ProtocolError
-from .frames import FRAME_OVERHEAD, ChunkOut, ChunkView
-from .outbox import Transfers, Window
+from .frames import ChunkOut, ChunkView
+from .outbox import MAX_INLINE_IN_FRAME, Transfers, Window
 
 Failure = BadRPC | BadTCP
 
@@ -104,6 +104,7 @@ class Session(ABC):
         self.transfers = Transfers(limits.chunk_bytes)
         self.window = Window(limits.window_bytes)
         self.last_active = 0.0
+        self._inline_bytes = MAX_INLINE_IN_FRAME
         self._assemblies: dict[int, Assembly] = {}
         self._discarded: set[int] = set()  # transfers whose further chunks are passed over
         self._frames: deque[bytes] = deque()  # whole frames that go before all else
@@ -122,7 +123,7 @@ class Session(ABC):
             return
         self.last_active = now
         try:
-            if self.phase is Phase.HANDSHAKE and len(frame) > MAX_HANDSHAKE_FRAME:
+            if self.phase < Phase.READY and len(frame) > MAX_HANDSHAKE_FRAME:
                 raise ProtocolError(f"a frame of {len(frame)} bytes came before the handshake")
             self._receive(frame, now)
         except ProtocolError as exc:
@@ -188,8 +189,10 @@ class Session(ABC):
         defaults = Limits()
         self.transfers.credit = window_bytes or defaults.window_bytes
         frame = max_frame_bytes or defaults.max_frame_bytes
-        room = frame - FRAME_OVERHEAD - MAX_HANDSHAKE_FRAME
-        self.transfers.chunk_bytes = max(1, min(self.limits.chunk_bytes, room))
+        # A frame may carry both. What is left is for the last small payload, which may go over
+        # the limit, and for ids, targets and part sizes.
+        self.transfers.chunk_bytes = max(1, min(self.limits.chunk_bytes, frame // 2))
+        self._inline_bytes = max(1, min(MAX_INLINE_IN_FRAME, frame // 8))
         self.peer_max_message_bytes = max_message_bytes or defaults.max_message_bytes
 
     def _take_chunk(self, chunk: ChunkView, now: float) -> None:

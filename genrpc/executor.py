@@ -1,0 +1,499 @@
+"""Runs requested functions: plain ones on worker threads, coroutines on an event loop.
+
+One queue and at first one worker: on short calls a second thread only costs hand-overs of the
+interpreter lock. While work waits, the loop thread looks every millisecond, and where nothing
+ended since its last look, calls are blocking and it starts more workers at once (2, 8, 32, 64):
+a hundred functions that sleep are all asleep after some milliseconds, and nested calls between
+nodes find a free worker however deep they go. Surplus workers retire.
+
+`submit` and `cancel` are for the loop thread; functions run on workers, on the coroutine
+thread, or, if they were declared non-blocking, on the loop thread itself. Whatever a function
+raises becomes a reply.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextvars
+import importlib
+import logging
+import queue
+import sys
+import threading
+import time
+import types
+from collections import deque
+from collections.abc import Callable, Hashable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from genrpc import codec
+from genrpc.errors import CodecError, Execution, Throw
+from genrpc.loops import LoopThread
+from genrpc.policy import Policy
+from genrpc.protocol.pending import ERROR, PICKLE, THROWN, VALUE, IncomingCall
+from genrpc.telemetry import RateLimitedLog
+
+if TYPE_CHECKING:
+    from genrpc.protocol.pending import Outcome
+
+log = logging.getLogger("genrpc")
+
+GROWTH = (2, 8, 32, 64)
+"""Workers to start at each look at which nothing had moved."""
+
+LOOK_SECONDS = 0.001
+RETIRE_SECONDS = 1.0
+IDLE_LOOKS = 5
+"""A worker that was not needed at this many looks, RETIRE_SECONDS apart, retires."""
+
+STALL_SECONDS = 0.005
+"""How long a function that was declared non-blocking may take."""
+
+NONBLOCKING_MARK = "__genrpc_nonblocking__"
+
+_GENERATORS = (types.GeneratorType, types.AsyncGeneratorType)
+
+
+@dataclass(frozen=True, slots=True)
+class Running:
+    """What a function can learn about the call that it runs for."""
+
+    node: Any  # the Node; the layers above know its type
+    call: IncomingCall
+
+
+current: contextvars.ContextVar[Running | None] = contextvars.ContextVar(
+    "genrpc_call", default=None
+)
+"""The call that the running code runs for; None outside of any."""
+
+
+class _RefusedError(Exception):
+    """The call cannot be run; `reply` is the encoded error."""
+
+    def __init__(self, reply: bytes) -> None:
+        super().__init__()
+        self.reply = reply
+
+
+class _Worker:
+    """What is known of one worker thread; `idle` is written by it alone."""
+
+    __slots__ = ("idle",)
+
+    def __init__(self) -> None:
+        self.idle = True
+
+
+class Executor:
+    """The workers and the coroutine loop of one node."""
+
+    def __init__(
+        self,
+        loop: asyncio.AbstractEventLoop,
+        node: Any,  # noqa: ANN401  # the Node; the layers above know its type
+        policy: Policy,
+        *,
+        max_workers: int,
+        nonblocking: frozenset[str] = frozenset(),
+        tracebacks: bool = True,
+    ) -> None:
+        self.policy = policy
+        self._loop = loop
+        self._node = node
+        self._max_workers = max_workers
+        self._nonblocking = nonblocking
+        self._tracebacks = tracebacks
+        self._queue: queue.SimpleQueue[IncomingCall | Callable[[], object] | None]
+        self._queue = queue.SimpleQueue()
+        self._workers: set[_Worker] = set()
+        self._ended = 0  # calls that workers ended; a lost count now and then does no harm
+        self._ended_seen = 0
+        self._growth = 0
+        self._look: asyncio.TimerHandle | None = None
+        self._retire: asyncio.TimerHandle | None = None
+        self._idle: deque[int] = deque(maxlen=IDLE_LOOKS)
+        self._lanes: dict[Hashable, deque[IncomingCall]] = {}
+        self._lanes_lock = threading.Lock()
+        self._coroutines: LoopThread | None = None
+        self._coroutines_lock = threading.Lock()
+        # By target: how it ran last. "coroutine" and "nonblocking" are asked for before
+        # a worker is; what is not here is for workers.
+        self._routes: dict[tuple[str, str], str] = {}
+        self._stalled: set[tuple[str, str]] = set()
+        self._log = RateLimitedLog(log)
+
+    # ------------------------------------------------------------ the loop thread's side
+
+    def submit(self, call: IncomingCall) -> None:
+        """Have a call run: its outcome goes to its sink. On the loop thread."""
+        if call.lane is not None and not self._enter_lane(call):
+            return
+        route = self._routes.get(call.target[:2]) if self._routes else None
+        if route is None:
+            self.put(call)
+        elif route == "coroutine":
+            self._coroutine_thread().call(self._run, call)
+        else:
+            self._run_in_place(call)
+
+    def put(self, work: IncomingCall | Callable[[], object]) -> None:
+        """Have a worker run a call, or call a function; on the loop thread."""
+        self._queue.put(work)
+        if not self._workers:
+            self._start_worker()
+        if self._look is None and len(self._workers) < self._max_workers:
+            self._look = self._loop.call_later(LOOK_SECONDS, self._look_at_queue)
+
+    def cancel(self, call: IncomingCall) -> None:
+        """Nobody waits any more: what has not begun is dropped, a coroutine is cancelled."""
+        call.cancelled = True
+        if isinstance(call.task, asyncio.Task) and self._coroutines is not None:
+            self._coroutines.call(call.task.cancel)
+
+    def stop(self) -> None:
+        """Let the workers go; what still runs on them is left alone. On the loop thread."""
+        for timer in (self._look, self._retire):
+            if timer is not None:
+                timer.cancel()
+        for _ in self._workers:
+            self._queue.put(None)
+        if self._coroutines is not None:
+            self._coroutines.call(self._coroutines.loop.stop)
+
+    def statistics(self) -> dict[str, int]:
+        """How many workers there are and how busy they are."""
+        workers = list(self._workers)
+        busy = sum(not worker.idle for worker in workers)
+        return {"workers": len(workers), "running": busy, "queued": self._queue.qsize()}
+
+    def _look_at_queue(self) -> None:
+        self._look = None
+        waiting = self._queue.qsize()
+        if not waiting:
+            self._growth = 0
+            return
+        if self._ended == self._ended_seen:
+            count = GROWTH[min(self._growth, len(GROWTH) - 1)]
+            self._growth += 1
+            for _ in range(min(count, waiting, self._max_workers - len(self._workers))):
+                self._start_worker()
+        else:
+            self._growth = 0
+        self._ended_seen = self._ended
+        if len(self._workers) < self._max_workers:
+            self._look = self._loop.call_later(LOOK_SECONDS, self._look_at_queue)
+
+    def _start_worker(self) -> None:
+        worker = _Worker()
+        self._workers.add(worker)
+        threading.Thread(
+            target=self._work,
+            args=(worker,),
+            name=f"genrpc-worker-{len(self._workers)}",
+            daemon=True,
+        ).start()
+        if self._retire is None and len(self._workers) > 1:
+            self._retire = self._loop.call_later(RETIRE_SECONDS, self._retire_surplus)
+
+    def _retire_surplus(self) -> None:
+        self._retire = None
+        self._idle.append(sum(worker.idle for worker in list(self._workers)))
+        if len(self._idle) == IDLE_LOOKS:
+            for _ in range(min(min(self._idle), len(self._workers) - 1)):
+                self._queue.put(None)
+            self._idle.clear()
+        if len(self._workers) > 1:
+            self._retire = self._loop.call_later(RETIRE_SECONDS, self._retire_surplus)
+
+    # ------------------------------------------------------------ lanes
+
+    def _enter_lane(self, call: IncomingCall) -> bool:
+        """Whether the call may run now; else it does when those before it have ended."""
+        with self._lanes_lock:
+            lane = self._lanes.get(call.lane)
+            if lane is None:
+                self._lanes[call.lane] = deque()
+                return True
+            lane.append(call)
+            return False
+
+    def _leave_lane(self, call: IncomingCall) -> None:
+        with self._lanes_lock:
+            lane = self._lanes[call.lane]
+            if not lane:
+                del self._lanes[call.lane]
+                return
+            following = lane.popleft()
+        self._queue.put(following)
+        # The worker that comes from here may take it itself, the coroutine thread may not.
+        if self._coroutines is not None:
+            self._loop.call_soon_threadsafe(self._see_to_queue)
+
+    def _see_to_queue(self) -> None:
+        if self._look is None and self._queue.qsize():
+            if not self._workers:
+                self._start_worker()
+            self._look = self._loop.call_later(LOOK_SECONDS, self._look_at_queue)
+
+    # ------------------------------------------------------------ the workers' side
+
+    def _work(self, worker: _Worker) -> None:
+        get = self._queue.get
+        while True:
+            worker.idle = True
+            work = get()
+            worker.idle = False
+            if work is None:
+                break
+            if isinstance(work, IncomingCall):
+                self._run(work)
+            else:
+                self._call_back(work)
+            self._ended += 1
+        self._workers.discard(worker)
+
+    def _call_back(self, function: Callable[[], object]) -> None:
+        try:
+            function()
+        except BaseException:  # a user's callback; it must not take the worker along
+            log.exception("A callback of a call raised")
+
+    def _run(self, call: IncomingCall) -> None:
+        """Run a call to its end, or to the point where its coroutine was started."""
+        now = time.monotonic()
+        if call.cancelled or (call.deadline is not None and call.deadline < now):
+            self._answer(call, ERROR, codec.encode_error("timeout", "not_started"))
+            return
+        try:
+            function = self._resolve(call)
+            args, kwargs = self._arguments(call)
+        except _RefusedError as refused:
+            self._answer(call, ERROR, refused.reply)
+            return
+        call.head, call.buffers = b"", ()  # not to be kept while the function runs
+        token = current.set(Running(self._node, call))
+        try:
+            result = function(*args, **kwargs)
+        except BaseException as exc:  # whatever it is, SystemExit included, it becomes a reply
+            self._answer_exception(call, exc)
+            return
+        finally:
+            current.reset(token)
+        if result.__class__ is types.CoroutineType:
+            self._routes[call.target[:2]] = "coroutine"
+            self._await(call, result)
+        else:
+            self._answer_value(call, VALUE, result)
+
+    def _run_in_place(self, call: IncomingCall) -> None:
+        """Run a function that promised not to block, here on the loop thread."""
+        name = call.target[:2]
+        module = sys.modules.get(name[0])
+        function = getattr(module, name[1], None)
+        if module is None or not self._is_nonblocking(name, function):
+            self._routes.pop(name, None)
+            self.put(call)
+            return
+        begin = time.monotonic()
+        self._run(call)
+        taken = time.monotonic() - begin
+        if taken > STALL_SECONDS and name in self._routes:
+            self._routes.pop(name)
+            self._stalled.add(name)
+            log.warning(
+                "%s:%s was declared non-blocking and took %.1f ms: from now on it runs on a worker",
+                *name,
+                taken * 1000,
+            )
+
+    def _is_nonblocking(self, name: tuple[str, str], function: object) -> bool:
+        if name in self._stalled:
+            return False
+        listed = self._nonblocking
+        return (
+            getattr(function, NONBLOCKING_MARK, False) is True
+            or name[0] in listed
+            or f"{name[0]}:{name[1]}" in listed
+        )
+
+    # ------------------------------------------------------------ finding the function
+
+    def _resolve(self, call: IncomingCall) -> Callable[..., object]:
+        module_name, function_name, version = call.target
+        module = sys.modules.get(module_name)
+        if module is None or getattr(module, "__spec__", None) is None or _is_initializing(module):
+            module = self._import(module_name, version)
+        if version and str(getattr(module, "__version__", None)) != version:
+            raise _RefusedError(_incompatible(module, version))
+        try:
+            target: object = module
+            for part in function_name.split("."):
+                target = getattr(target, part)
+        except Exception as exc:  # a module's or a class's own __getattr__ may raise anything
+            raise _RefusedError(self._missing(exc)) from None
+        if not self.policy.admits(module, module_name, function_name, target):
+            raise _RefusedError(unauthorized(module_name, function_name))
+        if not callable(target):
+            fault = f"{module_name}:{function_name} is no function: it cannot be called"
+            raise _RefusedError(self._missing(TypeError(fault)))
+        if "." in function_name and not _is_method(module_name, module, function_name):
+            fault = f"{module_name}:{function_name} is no method of a class that it defines"
+            raise _RefusedError(self._missing(AttributeError(fault)))
+        name = (module_name, function_name)
+        if name not in self._routes and self._is_nonblocking(name, target):
+            self._routes[name] = "nonblocking"
+        return target
+
+    def _import(self, name: str, version: str) -> types.ModuleType:
+        try:
+            return importlib.import_module(name)
+        except BaseException as exc:  # importing runs code, which may raise anything
+            if version and isinstance(exc, ModuleNotFoundError):
+                raise _RefusedError(_incompatible(None, version)) from None
+            raise _RefusedError(self._missing(exc)) from None
+
+    def _missing(self, exc: BaseException) -> bytes:
+        reason = "undef" if isinstance(exc, (ImportError, AttributeError)) else "exit"
+        return codec.encode_exception(
+            exc, execution="not_started", reason=reason, tracebacks=self._tracebacks
+        )
+
+    def _arguments(self, call: IncomingCall) -> tuple[tuple[object, ...], dict[str, object]]:
+        if call.encoding != PICKLE:
+            message = f"This node does not know the payload encoding {call.encoding}."
+            raise _RefusedError(codec.encode_error("bad_arguments", "not_started", message))
+        policy = self.policy
+        try:
+            return codec.decode_arguments(
+                call.head,
+                call.buffers,
+                find_class=policy.find_class if policy.restricts_pickles else None,
+            )
+        except CodecError as exc:
+            reply = codec.encode_error("bad_arguments", "not_started", str(exc))
+            raise _RefusedError(reply) from None
+
+    # ------------------------------------------------------------ coroutines
+
+    def _coroutine_thread(self) -> LoopThread:
+        with self._coroutines_lock:
+            if self._coroutines is None:
+                self._coroutines = LoopThread("genrpc-coroutines")
+            return self._coroutines
+
+    def _await(self, call: IncomingCall, coroutine: types.CoroutineType[Any, Any, object]) -> None:
+        thread = self._coroutine_thread()
+        if threading.get_ident() == thread.ident:
+            call.task = thread.spawn(self._supervise(call, coroutine))
+        else:
+            thread.call(self._await, call, coroutine)
+
+    async def _supervise(
+        self, call: IncomingCall, coroutine: types.CoroutineType[Any, Any, object]
+    ) -> None:
+        """Run a coroutine function to its end."""
+        current.set(Running(self._node, call))
+        try:
+            if call.cancelled:
+                coroutine.close()
+                raise asyncio.CancelledError
+            result = await coroutine
+        except BaseException as exc:  # as in _run; a cancellation is the caller's or its own
+            self._answer_exception(call, exc)
+        else:
+            self._answer_value(call, VALUE, result)
+
+    # ------------------------------------------------------------ answering
+
+    def _answer_exception(self, call: IncomingCall, exc: BaseException) -> None:
+        if isinstance(exc, Throw):
+            self._answer_value(call, THROWN, exc.value)
+            return
+        if call.is_cast and not call.cancelled:
+            key = (call.target, type(exc))
+            self._log.warning(key, "A cast of %s:%s raised %r", *call.target[:2], _shown(exc))
+        reply = codec.encode_exception(exc, execution="finished", tracebacks=self._tracebacks)
+        self._answer(call, ERROR, reply)
+
+    def _answer_value(self, call: IncomingCall, outcome: Outcome, value: object) -> None:
+        if call.kind and call.is_cast:
+            self._answer(call, outcome, b"")
+            return
+        if isinstance(value, _GENERATORS):
+            message = (
+                "The function returned a generator, which cannot be carried over:"
+                " let it return a list."
+            )
+            self._answer_failure(call, "bad_result", "finished", message)
+            return
+        try:
+            # A snapshot: the function may go on to change what it returned.
+            head, buffers = codec.encode_value(value, snapshot=True)
+        except CodecError as exc:
+            self._answer_failure(call, "bad_result", "finished", str(exc))
+            return
+        size = len(head) + sum(memoryview(buffer).nbytes for buffer in buffers)
+        if size > call.max_reply_bytes:
+            message = (
+                f"The result has {size} bytes, over max_message_bytes ({call.max_reply_bytes})."
+            )
+            self._answer_failure(call, "too_large", "finished", message)
+            return
+        self._answer(call, outcome, head, buffers)
+
+    def _answer_failure(
+        self, call: IncomingCall, reason: str, execution: Execution, message: str
+    ) -> None:
+        self._answer(call, ERROR, codec.encode_error(reason, execution, message))
+
+    def _answer(
+        self,
+        call: IncomingCall,
+        outcome: Outcome,
+        head: bytes,
+        buffers: Any = (),  # noqa: ANN401
+    ) -> None:
+        if call.lane is not None:
+            self._leave_lane(call)
+        call.task = None
+        assert call.sink is not None
+        call.sink.post((call, outcome, head, buffers))
+
+
+def unauthorized(module: str, function: str) -> bytes:
+    """The reply to a call that the policy forbids."""
+    message = (
+        f"The node's policy does not allow {module}:{function}: its operator can add it to"
+        " rpc_module_list."
+    )
+    return codec.encode_error("unauthorized", "not_started", message)
+
+
+def _incompatible(module: types.ModuleType | None, version: str) -> bytes:
+    if module is None:
+        message = f"The node does not have the module of which version {version} was asked for."
+    else:
+        found = getattr(module, "__version__", None)
+        has = f"version {found}" if found is not None else "no __version__"
+        message = f"{module.__name__} has {has} on the node, not {version}, which was asked for."
+    return codec.encode_error("incompatible", "not_started", message)
+
+
+def _is_initializing(module: types.ModuleType) -> bool:
+    return bool(getattr(module.__spec__, "_initializing", False))
+
+
+def _is_method(module_name: str, module: types.ModuleType, function_name: str) -> bool:
+    """Whether "Class.method" names a class that the module defines, and no other thing."""
+    class_name, _, _ = function_name.partition(".")
+    cls = getattr(module, class_name, None)
+    return isinstance(cls, type) and cls.__module__ == module_name
+
+
+def _shown(exc: BaseException) -> str:
+    try:
+        return repr(exc)
+    except Exception:  # a user's own __repr__ may raise
+        return f"<unprintable {type(exc).__name__}>"

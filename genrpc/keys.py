@@ -1,0 +1,253 @@
+"""How a caller waits for its call: blocked, by a key, or in an event loop of its own.
+
+The loop thread ends a call by calling its `wake`; what that is differs by the way of waiting.
+The outcome is decoded by whoever takes it, never on the loop thread.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import concurrent.futures
+import contextlib
+import threading
+import weakref
+from collections.abc import Callable
+from concurrent.futures import CancelledError, Future
+from typing import Any
+
+from genrpc import codec
+from genrpc.errors import BadRPC, BadTCP, CallError, CodecError, Throw, error_of
+from genrpc.loops import Mailbox
+from genrpc.protocol.pending import ERROR, THROWN, Call
+
+# The states of concurrent.futures, whose functions look at them.
+_PENDING = "PENDING"
+_FINISHED = "FINISHED"
+_CANCELLED = "CANCELLED_AND_NOTIFIED"
+
+_creation = threading.Lock()  # of conditions: rare, short
+
+
+def take(call: Call) -> Any:  # noqa: ANN401  # whatever the function returned
+    """The value of a call that has ended; raises its CallError, or Throw."""
+    if call.failure is not None:
+        raise error_of(call.failure)
+    try:
+        if call.outcome == ERROR:
+            raise error_of(codec.decode_error(call.head))
+        value = codec.decode_value(call.head, call.buffers)
+    except CodecError as exc:
+        message = f"The result arrived and cannot be decoded here: {exc}"
+        raise error_of(BadRPC("bad_result", "finished", message)) from None
+    if call.outcome == THROWN:
+        raise Throw(value)
+    return value
+
+
+class Key(Future[Any]):
+    """The promise of a call's outcome: a future of the raising door.
+
+    `result()` returns the value or raises the CallError; `genrpc.yield_(key)` is its value form.
+    Callbacks run on a worker thread of the node. A key costs little until somebody waits for
+    it: the lock and the lists of a plain future are made only then.
+    """
+
+    def __init__(  # not Future's: see above
+        self,
+        cancel: Callable[[Call], object],
+        call_back: Callable[[Callable[[], object]], object],
+    ) -> None:
+        self._state = _PENDING
+        self._call: Call | None = None
+        self._cancel_call = cancel
+        self._call_back = call_back
+        self._claim = [None]  # who pops it ends the key
+        self._lazy_condition: threading.Condition | None = None
+        self.is_received = False  # its response was taken, or given up, in erpc's sense
+
+    def __repr__(self) -> str:
+        """Show the target and the state."""
+        target = ":".join(self._call.target[:2]) if self._call is not None else "?"
+        return f"<Key {target} {self._state.lower()}>"
+
+    # ------------------------------------------------------------ what Future's code uses
+
+    @property
+    def _condition(self) -> threading.Condition:  # type: ignore[override]  # made when needed
+        condition = self._lazy_condition
+        if condition is None:
+            with _creation:
+                if self._lazy_condition is None:
+                    self._waiters: list[Any] = []
+                    self._done_callbacks: list[Callable[[Key], object]] = []
+                    self._watchers: list[Callable[[Key], object]] = []
+                    self._lazy_condition = threading.Condition()
+                condition = self._lazy_condition
+        return condition
+
+    # ------------------------------------------------------------ the loop thread's side
+
+    def finish(self) -> None:
+        """The call has ended: what waits is woken."""
+        try:
+            self._claim.pop()
+        except IndexError:  # it was cancelled
+            return
+        # In this order: who makes the condition after this sees the state, and needs no
+        # notice; who made it before is seen here.
+        self._state = _FINISHED
+        if self._lazy_condition is not None:
+            self._notify()
+
+    def _notify(self) -> None:
+        with self._condition:
+            for waiter in self._waiters:
+                if self._state == _CANCELLED:
+                    waiter.add_cancelled(self)
+                elif self._call is None or self._call.failure or self._call.outcome == ERROR:
+                    waiter.add_exception(self)
+                else:
+                    waiter.add_result(self)
+            self._condition.notify_all()
+            callbacks = bool(self._done_callbacks)
+            watchers, self._watchers = self._watchers, []
+        for told in watchers:
+            told(self)
+        if callbacks:
+            self._call_back(self._invoke_callbacks)  # type: ignore[attr-defined]  # Future's
+
+    def expire(self) -> None:
+        """Nobody took the outcome in time: it is let go."""
+        expired = error_of(BadRPC("expired", "finished"))
+        if self.__dict__.setdefault("_outcome", (None, expired))[1] is expired:
+            self._drop_payload()
+
+    # ------------------------------------------------------------ anybody's side
+
+    def begin(self, call: Call) -> None:
+        """Say for which call this is; before it is handed over."""
+        self._call = call
+
+    def cancel(self) -> bool:
+        """Give the call up; False if it has its outcome already. The peer is told."""
+        try:
+            self._claim.pop()
+        except IndexError:
+            return self._state == _CANCELLED
+        self._state = _CANCELLED
+        if self._lazy_condition is not None:
+            self._notify()
+        if self._call is not None:
+            self._cancel_call(self._call)
+        return True
+
+    def done(self) -> bool:
+        """Whether there is an outcome."""
+        return self._state != _PENDING
+
+    def cancelled(self) -> bool:
+        """Whether it was cancelled."""
+        return self._state == _CANCELLED
+
+    def running(self) -> bool:
+        """Whether it may be running: there is no outcome yet."""
+        return self._state == _PENDING
+
+    def when_done(self, told: Callable[[Key], object]) -> None:
+        """Have `told(key)` called when there is an outcome, in the order in which outcomes come.
+
+        It runs on the loop thread and must return at once; users want add_done_callback.
+        """
+        with self._condition:
+            if self._state == _PENDING:
+                self._watchers.append(told)
+                return
+        told(self)
+
+    def wait(self, timeout: float | None = None) -> bool:
+        """Wait for the outcome, `timeout` seconds at most; whether there is one."""
+        if self._state == _PENDING:
+            with self._condition:
+                return self._condition.wait_for(lambda: self._state != _PENDING, timeout)
+        return True
+
+    def result(self, timeout: float | None = None) -> Any:  # noqa: ANN401
+        """The value of the call; raises its CallError, or Throw.
+
+        No outcome within `timeout` seconds: concurrent.futures.TimeoutError, and nothing is lost.
+        """
+        value, error = self._outcome_within(timeout)
+        if error is not None:
+            raise error
+        return value
+
+    def exception(self, timeout: float | None = None) -> BaseException | None:
+        """The CallError, or Throw, that `result` would raise, or None."""
+        return self._outcome_within(timeout)[1]
+
+    def _outcome_within(self, timeout: float | None) -> tuple[Any, BaseException | None]:
+        if not self.wait(timeout):
+            raise concurrent.futures.TimeoutError(
+                f"no outcome of {self!r} within {timeout} s; it can still be waited for"
+            )
+        if self._state == _CANCELLED:
+            raise CancelledError
+        found = self.__dict__.get("_outcome")
+        if found is None:
+            found = self.__dict__.setdefault("_outcome", self._decoded())
+            self._drop_payload()
+        value, error = found
+        # A fresh exception each time: one that is raised in several threads at once would
+        # grow the tracebacks of all.
+        return value, error if not isinstance(error, CallError) else error_of(error.value)
+
+    def _decoded(self) -> tuple[Any, BaseException | None]:
+        assert self._call is not None
+        try:
+            return take(self._call), None
+        except (CallError, Throw, CancelledError) as exc:
+            return None, exc
+
+    def _drop_payload(self) -> None:
+        call = self._call
+        if call is not None:
+            call.head, call.buffers = b"", ()
+
+
+def value_of(error: BaseException) -> BadRPC | BadTCP:
+    """The value that the module-level door gives instead of raising `error`."""
+    if isinstance(error, CallError):
+        return error.value
+    return BadRPC("cancelled")
+
+
+class LoopWaiters:
+    """Wakes the tasks of one event loop whose calls have ended, all that have at once."""
+
+    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
+        self._mailbox: Mailbox[asyncio.Future[None]] = Mailbox(loop, self._wake)
+
+    def wake(self, future: asyncio.Future[None]) -> None:
+        """End a future of the loop, from the loop thread of gRPC."""
+        with contextlib.suppress(RuntimeError):  # the loop is closed: nobody waits any more
+            self._mailbox.post(future)
+
+    def _wake(self) -> None:
+        while True:
+            for future in self._mailbox.take():
+                if not future.done():  # else its task was cancelled
+                    future.set_result(None)
+            if self._mailbox.rest():
+                return
+
+
+_loops: weakref.WeakKeyDictionary[asyncio.AbstractEventLoop, LoopWaiters]
+_loops = weakref.WeakKeyDictionary()
+
+
+def loop_waiters(loop: asyncio.AbstractEventLoop) -> LoopWaiters:
+    """The waiters of an event loop; to be called on it."""
+    found = _loops.get(loop)
+    if found is None:
+        found = _loops[loop] = LoopWaiters(loop)
+    return found

@@ -1,0 +1,599 @@
+"""A node: calls others and, if it listens, is called by them.
+
+`Node` builds the parts from the settings, starts and stops them, and is what the doors call.
+Its methods that take a call are for any thread; they encode the arguments in it, hand the call
+to the destination's `Peer` and return or wait. Everything that happens to streams happens on
+the loop thread.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import atexit
+import logging
+import sys
+import threading
+import time
+from collections.abc import Callable, Mapping, Sequence
+from types import TracebackType
+from typing import Any
+
+from genrpc import codec, discovery, security
+from genrpc.errors import BadRPC, BadTCP, error_of
+from genrpc.executor import Executor, current
+from genrpc.inbound import Reception
+from genrpc.keys import Key, loop_waiters, take
+from genrpc.loops import LoopThread
+from genrpc.names import (
+    Destination,
+    check_target,
+    check_timeout,
+    node_name,
+    parse_destination,
+)
+from genrpc.peers import Peer, Surroundings
+from genrpc.policy import Policy
+from genrpc.protocol.pending import CALL, Call
+from genrpc.protocol.session import Limits
+from genrpc.settings import Settings
+from genrpc.telemetry import Counters, Hooks, RateLimitedLog
+from genrpc.transport.channel import Line
+from genrpc.transport.dialling import Resolver
+from genrpc.transport.listening import CannotListenError, Listener
+from genrpc.transport.loop import check_may_wait, loop_thread
+from genrpc.transport.loopback import LoopbackStream
+from genrpc.transport.pump import AnyStream
+
+log = logging.getLogger("genrpc")
+
+HEAL_SECONDS = 0.25
+"""How often the mailboxes are looked into unasked; see Mailbox."""
+
+START_SECONDS = 30.0
+EXIT_GRACE_SECONDS = 1.0
+STOP_SLACK_SECONDS = 10.0
+WAKE_SLACK_SECONDS = 5.0
+"""How much longer than its deadline a caller waits for the loop thread to end its call."""
+
+MAX_ALIASES = 65_536
+"""Spellings of destinations that are remembered with their peers."""
+
+
+class _Default:
+    """The type of DEFAULT, the mark of an argument that was left out."""
+
+    def __repr__(self) -> str:
+        return "default"
+
+
+DEFAULT: Any = _Default()
+"""Stands for the setting's value where a timeout was left out, since None means for ever."""
+
+
+class Node:
+    """A node of this process: `name@host`, with settings of its own.
+
+    Start it with `start()` or by `with Node(...)`; `stop()` ends it for good. Several nodes can
+    live in one process.
+    """
+
+    def __init__(self, name: str, settings: Settings | None = None) -> None:
+        self.name = node_name(name)
+        self.settings = settings if settings is not None else Settings()
+        self.counters = Counters()
+        self.hooks = Hooks()
+        self.started_at = 0.0
+        self._handlers: dict[str, object] = {}
+        self._peers: dict[Destination, Peer] = {}
+        self._aliases: dict[object, Peer] = {}
+        self._peers_lock = threading.Lock()
+        self._state = "new"
+        self._thread: LoopThread | None = None
+        self._listener: Listener | None = None
+        self._registration: discovery.Registration | None = None
+        self._heal: asyncio.TimerHandle | None = None
+        self._cast_log = RateLimitedLog(log)
+
+    def __repr__(self) -> str:
+        """Show the name, the port and the state."""
+        return f"<Node {self.name} port {self.port} {self._state}>"
+
+    # ------------------------------------------------------------ starting and stopping
+
+    def start(self) -> Node:
+        """Start: read the cookie, listen if the settings say so; then return the node itself.
+
+        Raises ConfigurationError (UnsafeConfigurationError for what is not safe) and OSError
+        if a port that was asked for cannot be had.
+        """
+        if self._state != "new":
+            raise RuntimeError(f"{self.name} was started already: a node is started once")
+        settings = self.settings
+        security.check_listen_address(settings)
+        cookie = security.load_cookie(settings)
+        thread = self._thread = loop_thread()
+        authenticator = CookieAuthenticator(cookie)
+        limits = _limits(settings)
+        line = Line(
+            settings.max_frame_bytes, settings.keepalive_interval, settings.keepalive_timeout
+        )
+        self._executor = Executor(
+            thread.loop,
+            self,
+            Policy.of(settings),
+            max_workers=settings.max_workers,
+            nonblocking=frozenset(settings.nonblocking),
+            tracebacks=settings.send_tracebacks,
+        )
+        self._reception = Reception(
+            self.name, settings, authenticator, limits, self._executor, self.counters, thread.loop
+        )
+        self._around = Surroundings(
+            node=self.name,
+            settings=settings,
+            authenticator=authenticator,
+            limits=limits,
+            line=line,
+            thread=thread,
+            resolver=Resolver(thread.loop),
+            counters=self.counters,
+            client_tls=lambda node: None,
+            loop_back=self._loop_back,
+        )
+        if settings.switch_interval is not None:
+            sys.setswitchinterval(settings.switch_interval)
+        thread.run(self._start(line), START_SECONDS)
+        if self._listener is not None and settings.port_discovery == "local":
+            self._registration = discovery.publish(
+                self.name, settings.listen_address, self._listener.port
+            )
+        self.started_at = time.time()
+        self._state = "started"
+        # Else what was cast last could be lost with the process, and peers see a broken line.
+        atexit.register(self.stop, EXIT_GRACE_SECONDS)
+        return self
+
+    async def _start(self, line: Line) -> None:
+        loop = asyncio.get_running_loop()
+        settings = self.settings
+        if settings.tcp_server_port is not None:
+            host, port = settings.listen_address, settings.tcp_server_port
+            listener = Listener(line, self._reception.accept, loop)
+            try:
+                await listener.start(host, port)
+            except CannotListenError:
+                if settings.is_given("tcp_server_port"):
+                    raise
+                # Two nodes on one machine need no configuration: any free port will do.
+                listener = Listener(line, self._reception.accept, loop)
+                await listener.start(host, 0)
+            self._listener = listener
+        self._heal = loop.call_later(HEAL_SECONDS, self._heal_peers)
+
+    def _loop_back(self) -> AnyStream:
+        mine, other = LoopbackStream.pair(self._running_thread().loop)
+        self._reception.accept(other, "this process")
+        return mine
+
+    def _heal_peers(self) -> None:
+        for peer in list(self._peers.values()):
+            peer.heal()
+        self._heal = self._running_thread().loop.call_later(HEAL_SECONDS, self._heal_peers)
+
+    def stop(self, grace: float = 2.0) -> None:
+        """Stop: refuse new calls, give running ones `grace` seconds, then end all streams.
+
+        Calls that this node has out fail with BadTCP("closed"); what it cast is sent first.
+        """
+        check_timeout(grace, "grace")
+        with self._peers_lock:
+            was, self._state = self._state, "stopped"
+        if was != "started":
+            return
+        atexit.unregister(self.stop)
+        if self._registration is not None:
+            self._registration.withdraw()
+        thread = self._running_thread()
+        thread.run(self._stop(grace), 2 * grace + STOP_SLACK_SECONDS)
+
+    async def _stop(self, grace: float) -> None:
+        if self._heal is not None:
+            self._heal.cancel()
+        listening = None
+        if self._listener is not None:
+            # At once, so that nobody connects any more; open streams go on meanwhile.
+            listening = asyncio.ensure_future(self._listener.stop(grace + STOP_SLACK_SECONDS))
+        self._reception.draining = True
+        await self._reception.drain(grace)
+        failure = BadTCP("closed", message=f"{self.name}, the calling node, was stopped.")
+        peers = list(self._peers.values())
+        await asyncio.gather(*(peer.stop(failure, max(0.5, grace)) for peer in peers))
+        self._reception.close()
+        if listening is not None:
+            await listening
+        self._executor.stop()
+
+    def __enter__(self) -> Node:
+        """Start, unless it was started."""
+        return self if self._state == "started" else self.start()
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        """Stop."""
+        self.stop()
+
+    def _running_thread(self) -> LoopThread:
+        if self._thread is None:
+            raise RuntimeError(f"{self.name} is not started: call its start() first")
+        return self._thread
+
+    # ------------------------------------------------------------ what is known of it
+
+    @property
+    def is_stopped(self) -> bool:
+        """Whether `stop` was called."""
+        return self._state == "stopped"
+
+    @property
+    def port(self) -> int | None:
+        """The port that it listens on; None if it does not."""
+        return self._listener.port if self._listener is not None else None
+
+    def nodes(self) -> list[str]:
+        """The peers with an open stream, sorted, each once, without this node."""
+        found = {peer.destination.node for peer in list(self._peers.values()) if peer.is_open}
+        return sorted(found - {self.name})
+
+    def statistics(self) -> dict[str, int]:
+        """Counters since the start, by name, and how busy the node is now."""
+        numbers = self.counters.snapshot()
+        if self._thread is not None:
+            numbers.update(self._executor.statistics())
+            numbers["streams_in"] = len(self._reception.streams)
+            numbers["streams_out"] = sum(peer.is_open for peer in list(self._peers.values()))
+        return numbers
+
+    def change_policy(self, control: str, entries: Sequence[str]) -> None:
+        """Let another policy hold from now on, on open streams too."""
+        policy = Policy(control, entries)
+        self._running_thread().call(self._reception.change_policy, policy)
+
+    # ------------------------------------------------------------ calling
+
+    def call(
+        self,
+        dest: object,
+        module: object,
+        function: object,
+        args: Sequence[object] = (),
+        timeout: float | None = DEFAULT,
+        *,
+        kwargs: Mapping[str, object] | None = None,
+        send_timeout: float | None = DEFAULT,
+        kind: Any = CALL,  # noqa: ANN401  # a protobuf enum
+        by_value: frozenset[str] = frozenset(),
+    ) -> Any:  # noqa: ANN401  # whatever the function returns
+        """Call and wait; returns the value, raises its CallError, or Throw."""
+        check_may_wait()
+        done = threading.Lock()
+        done.acquire()
+        seconds = self._timeout(timeout)
+        call, peer, hint = self._prepare(
+            dest, module, function, args, kwargs, seconds, send_timeout, kind, False, by_value
+        )
+        if seconds == 0:
+            raise error_of(BadRPC("timeout", "not_started"))
+        call.wake = done.release
+        peer.post(call, hint)
+        try:
+            limit = (
+                -1.0
+                if seconds is None
+                else min(seconds + WAKE_SLACK_SECONDS, threading.TIMEOUT_MAX)
+            )
+            if not done.acquire(timeout=limit):
+                raise RuntimeError("genrpc's loop thread does not answer any more")
+        except BaseException:  # Ctrl-C, mostly: nobody waits for this call any more
+            peer.cancel(call)
+            raise
+        return take(call)
+
+    def send(
+        self,
+        dest: object,
+        module: object,
+        function: object,
+        args: Sequence[object] = (),
+        *,
+        kwargs: Mapping[str, object] | None = None,
+        send_timeout: float | None = DEFAULT,
+        kind: Any,  # noqa: ANN401  # a protobuf enum
+    ) -> None:
+        """Cast: hand over and forget; a failure is logged and counted."""
+        call, peer, hint = self._prepare(
+            dest, module, function, args, kwargs, None, send_timeout, kind, True
+        )
+        call.send_timeout = None  # a cast is held back as long as its peer wants
+        call.wake = lambda: self._cast_failed(call, peer)
+        peer.post(call, hint)
+
+    def _cast_failed(self, call: Call, peer: Peer) -> None:
+        self.counters.add("casts_failed")
+        assert call.failure is not None
+        node, reason = peer.destination.node, call.failure.reason
+        self._cast_log.warning(
+            (node, reason),
+            "A cast of %s:%s to %s was lost: %s",
+            *call.target[:2],
+            node,
+            call.failure.message or reason,
+        )
+
+    def promise(
+        self,
+        dest: object,
+        module: object,
+        function: object,
+        args: Sequence[object] = (),
+        timeout: float | None = None,
+        *,
+        kwargs: Mapping[str, object] | None = None,
+        send_timeout: float | None = DEFAULT,
+        kind: Any = CALL,  # noqa: ANN401  # a protobuf enum
+        encoded: tuple[bytes, list[Any]] | None = None,
+    ) -> Key:
+        """Call and return a key at once."""
+        seconds = self._timeout(timeout)
+        call, peer, hint = self._prepare(
+            dest, module, function, args, kwargs, seconds, send_timeout, kind, True, encoded=encoded
+        )
+        key = Key(peer.cancel, self._call_back)
+        key.begin(call)
+        if seconds == 0:
+            call.fail(BadRPC("timeout", "not_started"))
+            key.finish()
+            return key
+        expiry = self.settings.async_call_inactivity_timeout
+        call.wake = key.finish if expiry is None else lambda: self._finish_for(key, expiry)
+        peer.post(call, hint)
+        return key
+
+    def _finish_for(self, key: Key, expiry: float) -> None:
+        key.finish()
+        self._running_thread().loop.call_later(expiry, key.expire)
+
+    def _call_back(self, function: Callable[[], object]) -> None:
+        self._running_thread().call(self._executor.put, function)
+
+    async def call_soon(
+        self,
+        dest: object,
+        module: object,
+        function: object,
+        args: Sequence[object] = (),
+        timeout: float | None = DEFAULT,
+        *,
+        kwargs: Mapping[str, object] | None = None,
+        send_timeout: float | None = DEFAULT,
+        kind: Any = CALL,  # noqa: ANN401  # a protobuf enum
+        by_value: frozenset[str] = frozenset(),
+    ) -> Any:  # noqa: ANN401  # whatever the function returns
+        """Call and await the value; cancelling the task cancels the call."""
+        seconds = self._timeout(timeout)
+        call, peer, hint = self._prepare(
+            dest, module, function, args, kwargs, seconds, send_timeout, kind, True, by_value
+        )
+        if seconds == 0:
+            raise error_of(BadRPC("timeout", "not_started"))
+        loop = asyncio.get_running_loop()
+        done: asyncio.Future[None] = loop.create_future()
+        wake = loop_waiters(loop).wake
+        call.wake = lambda: wake(done)
+        peer.post(call, hint)
+        try:
+            await done
+        except asyncio.CancelledError:
+            peer.cancel(call)
+            raise
+        return take(call)
+
+    def _timeout(self, timeout: float | None) -> float | None:
+        if timeout is DEFAULT:
+            return self.settings.receive_timeout
+        return check_timeout(timeout)
+
+    def _prepare(
+        self,
+        dest: object,
+        module: object,
+        function: object,
+        args: Sequence[object],
+        kwargs: Mapping[str, object] | None,
+        seconds: float | None,
+        send_timeout: float | None,
+        kind: Any,  # noqa: ANN401  # a protobuf enum
+        snapshot: bool,
+        by_value: frozenset[str] = frozenset(),
+        encoded: tuple[bytes, list[Any]] | None = None,
+    ) -> tuple[Call, Peer, Destination | None]:
+        """Check and encode everything; nothing was sent when this raises."""
+        peer, hint = self._peer(dest)
+        target = check_target(module, function)
+        if encoded is None:
+            encoded = encode(args, kwargs, snapshot=snapshot, by_value=by_value)
+        if send_timeout is DEFAULT:
+            send_timeout = self.settings.send_timeout
+        else:
+            send_timeout = check_timeout(send_timeout, "send_timeout")
+        call = Call(
+            target,
+            *encoded,
+            kind=kind,
+            deadline=None if seconds is None else time.monotonic() + seconds,
+            send_timeout=send_timeout,
+            wake=_nobody,
+        )
+        return call, peer, hint
+
+    def _peer(self, dest: object) -> tuple[Peer, Destination | None]:
+        try:
+            peer = self._aliases.get(dest)
+        except TypeError:  # unhashable; parse_destination says what is wrong with it
+            peer = None
+        if peer is not None:
+            return peer, None
+        destination = parse_destination(dest)
+        hinted = destination.port_hint is not None or destination.host_hint is not None
+        with self._peers_lock:
+            if self._state != "started":
+                raise RuntimeError(
+                    f"{self.name} is stopped: start another node"
+                    if self._state == "stopped"
+                    else f"{self.name} is not started: call its start() first"
+                )
+            peer = self._peers.get(destination)
+            if peer is None:
+                peer = self._peers[destination] = Peer(destination, self._around)
+            if not hinted:  # a hint goes with each of its calls
+                if len(self._aliases) >= MAX_ALIASES:
+                    self._aliases.clear()
+                self._aliases[dest] = peer
+        return peer, destination if hinted else None
+
+    # ------------------------------------------------------------ looking at a peer
+
+    def ping(self, dest: object, timeout: float | None = DEFAULT) -> float:
+        """Seconds of a round trip on the stream to a peer, which is opened first if need be."""
+        seconds = self._timeout(timeout)
+        self.call(dest, "genrpc", "ping", [], seconds)
+        peer, _ = self._peer(dest)
+        return self._running_thread().run(peer.ping(time.monotonic_ns()), seconds or 3600.0)
+
+    # ------------------------------------------------------------ named handlers
+
+    def register(self, name: str, handler: object) -> None:
+        """Let `handler` (a callable, a queue.Queue or an asyncio.Queue) get messages for `name`."""
+        if not isinstance(name, str) or not name:
+            raise TypeError(f"a handler is registered under a name (text), not {name!r}")
+        self._handlers[name] = messenger(handler), handler
+
+    def unregister(self, name: str) -> None:
+        """Take a name back; one that is not registered is none the worse."""
+        self._handlers.pop(name, None)
+
+    def whereis(self, name: str) -> object:
+        """The handler registered under a name, or None."""
+        found = self._handlers.get(name)
+        return found[1] if isinstance(found, tuple) else None
+
+    def deliver(self, name: str, message: object) -> bool:
+        """Hand a message to what is registered under `name`; False: nothing is."""
+        found = self._handlers.get(name)
+        if not isinstance(found, tuple):
+            return False
+        try:
+            found[0](message)
+        except Exception:  # the handler's own; the sender is not to suffer for it
+            log.exception("The handler registered as %r raised", name)
+        return True
+
+
+def encode(
+    args: Sequence[object],
+    kwargs: Mapping[str, object] | None,
+    *,
+    snapshot: bool,
+    by_value: frozenset[str] = frozenset(),
+) -> tuple[bytes, list[Any]]:
+    """Check that arguments are arguments, and encode them."""
+    if type(args) is not list and type(args) is not tuple and not _is_sequence(args):
+        raise TypeError(f"args is a list or tuple of arguments, not {type(args).__name__}")
+    if kwargs is not None and not (
+        isinstance(kwargs, Mapping) and all(isinstance(name, str) for name in kwargs)
+    ):
+        raise TypeError(f"kwargs is a mapping of names to arguments, not {kwargs!r:.100}")
+    return codec.encode_arguments(args, kwargs, snapshot=snapshot, by_value=by_value)
+
+
+def _is_sequence(args: object) -> bool:
+    return isinstance(args, Sequence) and not isinstance(args, (str, bytes, bytearray))
+
+
+def messenger(handler: object) -> Callable[[object], object]:
+    """How a message is handed to a handler."""
+    if callable(handler):
+        return handler
+    if isinstance(handler, asyncio.Queue):
+        try:
+            loop = asyncio.get_running_loop()
+        except RuntimeError:
+            raise TypeError(
+                "an asyncio.Queue must be registered from within its event loop, so that messages"
+                " can be handed over to it"
+            ) from None
+        return lambda message: loop.call_soon_threadsafe(handler.put_nowait, message)
+    put = getattr(handler, "put_nowait", None)
+    if put is None:
+        raise TypeError(
+            f"a handler is a callable, a queue.Queue or an asyncio.Queue, not {handler!r:.100}"
+        )
+    return put  # type: ignore[no-any-return]  # of a queue
+
+
+def running_node() -> Node | None:
+    """The node for which the running code was called; None outside of any call."""
+    running = current.get()
+    return running.node if running is not None else None
+
+
+def _nobody() -> None:
+    """The wake of a call that was not handed over."""
+
+
+class CookieAuthenticator:
+    """The handshake by the cookie, as sessions want it."""
+
+    def __init__(self, cookie: security.Cookie) -> None:
+        self._key = cookie.key
+
+    def new_nonce(self) -> bytes:
+        """32 random bytes."""
+        return security.new_nonce()
+
+    def hello_fault(self, hello: Any, node: str) -> tuple[str, str] | None:  # noqa: ANN401
+        """What is wrong with a hello."""
+        return security.hello_fault(hello, node)
+
+    def challenge_fault(self, hello: Any, challenge: Any) -> tuple[str, str] | None:  # noqa: ANN401
+        """What is wrong with a challenge."""
+        return security.challenge_fault(hello, challenge)
+
+    def client_proof(self, hello: Any, challenge: Any) -> bytes:  # noqa: ANN401
+        """The client's proof."""
+        return security.client_proof(self._key, security.transcript(hello, challenge))
+
+    def server_proof(self, hello: Any, challenge: Any) -> bytes:  # noqa: ANN401
+        """The server's proof."""
+        return security.server_proof(self._key, security.transcript(hello, challenge))
+
+    def matches(self, expected: bytes, given: bytes) -> bool:
+        """Compare in constant time."""
+        return security.matches(expected, given)
+
+
+def _limits(settings: Settings) -> Limits:
+    return Limits(
+        max_frame_bytes=settings.max_frame_bytes,
+        max_message_bytes=settings.max_message_bytes,
+        chunk_bytes=settings.chunk_bytes,
+        window_bytes=settings.window_bytes,
+        max_calls=settings.max_calls,
+        cast_window=settings.cast_window,
+        max_queued_casts=settings.max_queued_casts,
+        max_queued_bytes=settings.max_queued_bytes,
+        max_unread_reply_bytes=settings.max_unread_reply_bytes,
+    )

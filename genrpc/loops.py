@@ -1,0 +1,116 @@
+"""Event loops in threads of their own, and how other threads hand them work.
+
+`LoopThread` is a loop with its thread; `Mailbox` a queue that wakes its loop only when needed:
+waking costs 9 to 14 microseconds, appending to a deque a tenth of one. So the loop is woken
+when it has come to rest, and not while it is at work on earlier items or while a write is in
+flight, after which it looks again.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import concurrent.futures
+import threading
+from collections import deque
+from collections.abc import Callable, Coroutine
+from typing import Generic, TypeVar
+
+T = TypeVar("T")
+
+_START_SECONDS = 30.0
+
+
+class LoopThread:
+    """An event loop in a daemon thread of its own.
+
+    `run`, `call` and `stop` are for other threads, the rest for the loop's.
+    """
+
+    def __init__(self, name: str) -> None:
+        self.loop = asyncio.new_event_loop()
+        self._tasks: set[asyncio.Task[object]] = set()
+        self._thread = threading.Thread(target=self._run, name=name, daemon=True)
+        started = threading.Event()
+        self.loop.call_soon(started.set)
+        self._thread.start()
+        if not started.wait(_START_SECONDS):
+            raise RuntimeError(f"the thread {name} did not start within {_START_SECONDS:g} s")
+        self.ident = self._thread.ident
+
+    def _run(self) -> None:
+        asyncio.set_event_loop(self.loop)
+        self.loop.run_forever()
+
+    def call(self, function: Callable[..., object], *args: object) -> None:
+        """Have `function(*args)` called on the loop thread, soon."""
+        self.loop.call_soon_threadsafe(function, *args)
+
+    def run(self, coroutine: Coroutine[object, object, T], timeout: float) -> T:
+        """Run a coroutine on the loop and wait for its result, `timeout` seconds at most.
+
+        Raises RuntimeError on the loop thread itself, where waiting would be for ever.
+        """
+        if threading.get_ident() == self.ident:
+            coroutine.close()
+            raise RuntimeError("this thread would wait for itself")
+        future = asyncio.run_coroutine_threadsafe(coroutine, self.loop)
+        try:
+            return future.result(timeout)
+        except concurrent.futures.TimeoutError:
+            future.cancel()
+            raise
+
+    def spawn(self, coroutine: Coroutine[object, object, object]) -> asyncio.Task[object]:
+        """Start a task that nobody needs to hold on to."""
+        task = self.loop.create_task(coroutine)
+        self._tasks.add(task)  # the loop itself holds tasks only weakly
+        task.add_done_callback(self._tasks.discard)
+        return task
+
+    def stop(self, timeout: float) -> None:
+        """Stop the loop and wait for its thread, `timeout` seconds at most."""
+        self.loop.call_soon_threadsafe(self.loop.stop)
+        self._thread.join(timeout)
+        if not self._thread.is_alive():
+            self.loop.close()
+
+
+class Mailbox(Generic[T]):
+    """Many threads post, one loop thread takes; it calls `wake` when something has come.
+
+    An interrupt (Ctrl-C) between the two steps of `post` leaves `awake` set with nobody on the
+    way: whoever owns a mailbox looks into it now and then as well.
+    """
+
+    __slots__ = ("_items", "_loop", "_wake", "awake")
+
+    def __init__(self, loop: asyncio.AbstractEventLoop, wake: Callable[[], object]) -> None:
+        self._items: deque[T] = deque()
+        self._loop = loop
+        self._wake = wake
+        self.awake = False
+
+    def __len__(self) -> int:
+        return len(self._items)
+
+    def post(self, item: T) -> None:
+        """Hand an item over; from any thread."""
+        self._items.append(item)
+        if not self.awake:
+            self.awake = True
+            self._loop.call_soon_threadsafe(self._wake)
+
+    def take(self) -> list[T]:
+        """All items, in order; on the loop thread."""
+        items, taken = self._items, []
+        while items:
+            taken.append(items.popleft())
+        return taken
+
+    def rest(self) -> bool:
+        """Come to rest, so that the next item wakes the loop; False if one came meanwhile."""
+        self.awake = False
+        if self._items:
+            self.awake = True
+            return False
+        return True

@@ -1,0 +1,342 @@
+"""One stream per destination: dialled on demand, one dial at a time, and again after a loss.
+
+A `Peer` is one destination as this node sees it. Other threads `post` calls to it; all else is
+for the loop thread. A failed dial fails the calls that waited for it; the next call dials anew,
+after a short pause when dials fail one after the other.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import functools
+import logging
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from genrpc import discovery
+from genrpc.errors import BadTCP, CallError, error_of
+from genrpc.loops import LoopThread, Mailbox
+from genrpc.names import Destination, shard_key
+from genrpc.protocol.client_session import ClientSession, Route
+from genrpc.protocol.events import (
+    Answered,
+    CallsEnded,
+    CallsReturned,
+    Closed,
+    Drained,
+    Event,
+    Opened,
+)
+from genrpc.protocol.pending import Call
+from genrpc.protocol.session import Authenticator, Failure, Limits, Phase
+from genrpc.settings import Settings
+from genrpc.telemetry import Counters
+from genrpc.transport.channel import Line
+from genrpc.transport.dialling import ClientTls, Resolver, open_stream, unknown_host
+from genrpc.transport.pump import AnyStream, Pump
+
+log = logging.getLogger("genrpc")
+
+BACK_OFF_SECONDS = 0.02
+"""The pause before a dial that follows a failed one; it doubles with each further failure."""
+
+MAX_BACK_OFF_SECONDS = 0.5
+
+Item = Call | tuple[Call, Destination] | Callable[[], object]
+"""What is posted to a peer: a call, a call with a hint where to dial, something to do."""
+
+
+@dataclass(frozen=True, slots=True)
+class Surroundings:
+    """What a node lends to its peers."""
+
+    node: str
+    settings: Settings
+    authenticator: Authenticator
+    limits: Limits
+    line: Line
+    thread: LoopThread
+    resolver: Resolver
+    counters: Counters
+    client_tls: Callable[[str], ClientTls | None]
+    loop_back: Callable[[], AnyStream]
+
+
+@dataclass(slots=True)
+class Ping:
+    """What became of one look at a peer; seconds from when it was begun."""
+
+    resolved: float | None = None
+    opened: float | None = None
+    round_trip: float | None = None
+
+
+class Peer:
+    """One destination: its stream, or the way to it."""
+
+    def __init__(self, destination: Destination, around: Surroundings) -> None:
+        self.destination = destination
+        self.address = ""  # where the last dial went
+        self._around = around
+        self._loop = around.thread.loop
+        self._mailbox: Mailbox[Item] = Mailbox(self._loop, self._woken)
+        self._pump: Pump[Item] | None = None
+        self._leaving: set[Pump[Item]] = set()
+        self._hint: Destination | None = None
+        self._dial: asyncio.Task[object] | None = None
+        self._failures = 0
+        self._stopped: Failure | None = None
+        self._stopping: asyncio.Future[None] | None = None
+        self._opened: list[Callable[[float], object]] = []
+        self._answered: list[Callable[[float], object]] = []
+
+    def __repr__(self) -> str:
+        state = self._pump.session.phase.name if self._pump is not None else "no stream"
+        return f"<Peer {self.destination.node} {state} {self.address}>"
+
+    # ------------------------------------------------------------ any thread
+
+    @property
+    def is_open(self) -> bool:
+        """Whether the stream is there and calls go out on it."""
+        pump = self._pump
+        return pump is not None and pump.session.phase is Phase.READY
+
+    def post(self, call: Call, hint: Destination | None = None) -> None:
+        """Hand a call over; it will end exactly once."""
+        self._mailbox.post(call if hint is None else (call, hint))
+
+    def cancel(self, call: Call) -> None:
+        """Give a call up that was handed over."""
+        self._mailbox.post(functools.partial(self._cancel, call))
+
+    def heal(self) -> None:
+        """Look into the mailbox unasked: an interrupt may have eaten the wake-up."""
+        if len(self._mailbox):
+            self._woken()
+
+    # ------------------------------------------------------------ taking calls in
+
+    def _woken(self) -> None:
+        if self._pump is None:
+            self._begin()
+        else:
+            self._pump.flush()
+
+    def _begin(self) -> None:
+        """Make a session for what waits, and dial for it."""
+        items = self._mailbox.take()
+        now = self._loop.time()
+        calls = []
+        for item in items:
+            if isinstance(item, tuple):
+                calls.append(item[0])
+                self._hint = self._hint or item[1]
+            elif isinstance(item, Call):
+                calls.append(item)
+            else:
+                item()
+        if not calls:
+            if self._mailbox.rest():
+                return
+            self._woken()
+            return
+        if self._stopped is not None:
+            for call in calls:
+                call.fail(self._stopped)
+                call.wake()
+            self._mailbox.rest()
+            return
+        session = self._new_session(now)
+        pump = self._pump = _ClientPump(self._loop, session, self, self._mailbox)
+        for call in calls:
+            session.submit(call, now)
+        pump.flush()
+        self._dial = self._around.thread.spawn(self._connect(pump, self._hint))
+        self._hint = None
+
+    def _new_session(self, now: float) -> ClientSession:
+        around, settings = self._around, self._around.settings
+        timeout = settings.connect_timeout
+        return ClientSession(
+            Route(around.node, self.destination.node, shard_key(self.destination.key)),
+            around.authenticator,
+            around.limits,
+            connect_deadline=None if timeout is None else now + timeout,
+            idle_timeout=settings.client_inactivity_timeout,
+        )
+
+    def take_in(self, item: Item, now: float) -> None:
+        """An item came for the session that is there."""
+        session = self._pump.session if self._pump is not None else None
+        if isinstance(item, tuple):
+            item = item[0]
+        if not isinstance(item, Call):
+            item()
+        elif isinstance(session, ClientSession) and session.phase <= Phase.READY:
+            session.submit(item, now)
+        else:  # the session has just begun to leave; its successor takes the call
+            self._loop.call_soon(self._mailbox.post, item)
+
+    def _cancel(self, call: Call) -> None:
+        for pump in self._pumps():
+            assert isinstance(pump.session, ClientSession)
+            pump.session.cancel(call)
+            if pump is not self._pump:  # which is at work on its mailbox, this is part of it
+                pump.flush()
+
+    # ------------------------------------------------------------ dialling
+
+    async def _connect(self, pump: Pump[Item], hint: Destination | None) -> None:
+        try:
+            if self._failures:
+                pause = BACK_OFF_SECONDS * 2.0 ** min(self._failures - 1, 10)
+                await asyncio.sleep(min(MAX_BACK_OFF_SECONDS, pause))
+            stream = await self._open(hint or self.destination)
+        except CallError as exc:
+            pump.close(exc.value)
+            return
+        except Exception as exc:  # gRPC refuses an option or a certificate, say
+            log.exception("Dialling %s failed", self.destination.node)
+            pump.close(BadTCP("closed", "not_started", f"The dial failed: {exc!r}"))
+            return
+        if pump.session.phase is Phase.CLOSED:
+            stream.abort()
+            return
+        assert isinstance(pump.session, ClientSession)
+        pump.session.opened(self._loop.time())
+        pump.attach(stream)
+
+    async def _open(self, destination: Destination) -> AnyStream:
+        around = self._around
+        if destination.node == around.node:
+            return around.loop_back()
+        find = functools.partial(discovery.find, destination, around.settings)
+        quick = discovery.is_quick(destination, around.settings)
+        host, port = find() if quick else await around.resolver.run(find)
+        self.address = f"{host}:{port}"
+        try:
+            addresses = await around.resolver.addresses(host)
+        except OSError:
+            raise error_of(unknown_host(host)) from None
+        return open_stream(
+            addresses,
+            port,
+            around.line,
+            around.client_tls(destination.node),
+            self._loop,
+            around.thread.spawn,
+        )
+
+    # ------------------------------------------------------------ what sessions tell
+
+    def handle(self, pump: Pump[Item], event: Event) -> None:
+        """Something happened on one of this peer's sessions."""
+        if isinstance(event, CallsEnded):
+            for call in event.calls:
+                call.wake()
+        elif isinstance(event, Opened):
+            self._failures = 0
+            self._around.counters.add("streams_opened")
+            log.debug("Stream %s to %s is open", event.session_id, event.peer)
+        elif isinstance(event, Answered):
+            waiting, self._answered = self._answered, []
+            for told in waiting:
+                told(event.seconds)
+        elif isinstance(event, CallsReturned):
+            self._let_go(pump)
+            for call in event.calls:
+                self._mailbox.post(call)
+        elif isinstance(event, Drained):
+            self._let_go(pump)
+            pump.leave()
+        elif isinstance(event, Closed):
+            self._closed(pump, event)
+
+    def _let_go(self, pump: Pump[Item]) -> None:
+        """The pump drives on what it has; new calls dial anew."""
+        if pump is self._pump:
+            self._pump = None
+            self._leaving.add(pump)
+            pump.detach_mailbox()
+            if self._mailbox.rest():
+                return
+            self._loop.call_soon(self._woken)
+
+    def _closed(self, pump: Pump[Item], event: Closed) -> None:
+        self._leaving.discard(pump)
+        session = pump.session
+        if pump is self._pump:
+            self._pump = None
+            pump.detach_mailbox()
+            if self._dial is not None:
+                if self._dial is not asyncio.current_task(self._loop):
+                    self._dial.cancel()
+                self._dial = None
+            assert isinstance(session, ClientSession)
+            if not session.was_ready and self._stopped is None:
+                self._failures += 1
+            elif event.failure is not None:
+                log.info("The stream to %s ended: %s", self.destination.node, event.failure.reason)
+                self._around.counters.add("streams_lost")
+            if not self._mailbox.rest():
+                self._loop.call_soon(self._woken)
+        self._look_stopped()
+
+    # ------------------------------------------------------------ looking and stopping
+
+    async def ping(self, nonce: int) -> float:
+        """Seconds of a round trip on the open stream, without the executor."""
+        answered: asyncio.Future[float] = self._loop.create_future()
+        pump = self._pump
+        if pump is None or not isinstance(pump.session, ClientSession):
+            raise ConnectionError(f"there is no stream to {self.destination.node}")
+        self._answered.append(answered.set_result)
+        pump.session.ping(nonce, self._loop.time())
+        pump.flush()
+        return await answered
+
+    async def stop(self, failure: Failure, grace: float) -> None:
+        """Send what was cast, then end: all calls fail with `failure`."""
+        self.heal()
+        self._stopped = failure
+        self._stopping = self._loop.create_future()
+        for pump in self._pumps():
+            assert isinstance(pump.session, ClientSession)
+            pump.session.finish(failure)
+            pump.flush()
+        self._look_stopped()
+        if not self._stopping.done():
+            await asyncio.wait([self._stopping], timeout=grace)
+            for pump in self._pumps():
+                pump.close(failure)
+
+    def _pumps(self) -> list[Pump[Item]]:
+        return [pump for pump in (self._pump, *self._leaving) if pump is not None]
+
+    def _look_stopped(self) -> None:
+        stopping = self._stopping
+        if stopping is not None and not stopping.done() and not self._pumps():
+            stopping.set_result(None)
+
+
+class _ClientPump(Pump[Item]):
+    """A pump that tells its peer which of its pumps it is."""
+
+    def __init__(
+        self,
+        loop: asyncio.AbstractEventLoop,
+        session: ClientSession,
+        peer: Peer,
+        mailbox: Mailbox[Item],
+    ) -> None:
+        super().__init__(loop, session, self, mailbox)
+        self._peer = peer
+
+    def take_in(self, item: Item, now: float) -> None:
+        """As a peer does."""
+        self._peer.take_in(item, now)
+
+    def handle(self, event: Event) -> None:
+        """As a peer does."""
+        self._peer.handle(self, event)

@@ -1,0 +1,70 @@
+"""How this library sets gRPC up, on both sides of a connection."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from genrpc._generated.genrpc.v1 import genrpc_pb2 as pb
+
+SERVICE = pb.DESCRIPTOR.services_by_name["NodeService"].full_name
+CONNECT = f"/{SERVICE}/Connect"
+
+Options = list[tuple[str, int | str]]
+
+
+@dataclass(frozen=True, slots=True)
+class Line:
+    """What a connection is held to. Seconds, None for no limit, and bytes.
+
+    A frozen peer is noticed after keepalive_interval + keepalive_timeout at the latest.
+    """
+
+    max_frame_bytes: int
+    keepalive_interval: float | None
+    keepalive_timeout: float | None
+
+
+_FOR_EVER = 2**31 - 1
+
+
+def _milliseconds(seconds: float | None) -> int:
+    return _FOR_EVER if seconds is None else min(_FOR_EVER, max(1, int(seconds * 1000)))
+
+
+def _common(line: Line) -> Options:
+    timeout = _milliseconds(line.keepalive_timeout)
+    return [
+        ("grpc.max_receive_message_length", line.max_frame_bytes),
+        ("grpc.max_send_message_length", -1),
+        ("grpc.keepalive_time_ms", _milliseconds(line.keepalive_interval)),
+        ("grpc.keepalive_timeout_ms", timeout),
+        # Without this one a frozen peer is noticed only after a minute.
+        ("grpc.http2.ping_timeout_ms", timeout),
+        ("grpc.http2.max_pings_without_data", 0),
+    ]
+
+
+def client_options(line: Line) -> Options:
+    """Options of a channel that carries one stream."""
+    return [
+        *_common(line),
+        # Else two channels to one address share a connection, and a key has none of its own.
+        ("grpc.use_local_subchannel_pool", 1),
+        ("grpc.enable_retries", 0),
+        ("grpc.enable_http_proxy", 0),
+        ("grpc.service_config_disable_resolution", 1),
+    ]
+
+
+def server_options(line: Line) -> Options:
+    """Options of a listener."""
+    return [
+        *_common(line),
+        # gRPC shares ports silently: a second node would take half of the calls.
+        ("grpc.so_reuseport", 0),
+        # Clients ping as often as their own settings say; that is no abuse.
+        ("grpc.http2.min_ping_interval_without_data_ms", 100),
+        ("grpc.http2.min_recv_ping_interval_without_data_ms", 100),
+        ("grpc.http2.max_ping_strikes", 0),
+        ("grpc.keepalive_permit_without_calls", 1),
+    ]

@@ -1,0 +1,198 @@
+"""Drives one session over one stream: frames in, frames out, and the time.
+
+A pump exists before its stream does (`attach` gives it one), as its session does, so that
+calls made while dialling run against the same clock. Only the loop thread may use it; other
+threads post to its mailbox.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Generic, Protocol, TypeVar
+
+from genrpc.errors import BadRPC, BadTCP
+from genrpc.loops import Mailbox
+from genrpc.protocol.events import Event
+from genrpc.protocol.session import Phase, Session
+
+from .stream import Done, StreamOwner
+
+T = TypeVar("T")
+T_contra = TypeVar("T_contra", contravariant=True)
+
+STALL_SECONDS = 0.05
+"""How long calls may lie in the mailbox, without a clock, while a write is in flight."""
+
+LEAVE_SECONDS = 5.0
+"""How long the other side may take to end a stream that this side has closed."""
+
+
+class AnyStream(Protocol):
+    """A stream of frames: of gRPC in either role, or within the process."""
+
+    def start(self, owner: StreamOwner) -> None:
+        """Begin to read."""
+
+    def write(self, frame: bytes, done: Done) -> None:
+        """Write a frame; `done` is told when the next may follow."""
+
+    def half_close(self) -> None:
+        """Nothing more will be written."""
+
+    def abort(self) -> None:
+        """End the stream now."""
+
+
+class PumpOwner(Protocol[T_contra]):
+    """Who puts into the session what came by the mailbox, and is told what happens."""
+
+    def take_in(self, item: T_contra, now: float) -> None:
+        """An item came by the mailbox."""
+
+    def handle(self, event: Event) -> None:
+        """Something happened."""
+
+
+class Pump(Generic[T]):
+    """One session, its mailbox, its stream and its timer."""
+
+    def __init__(
+        self,
+        loop: asyncio.AbstractEventLoop,
+        session: Session,
+        owner: PumpOwner[T],
+        mailbox: Mailbox[T],
+    ) -> None:
+        self.session = session
+        self.over = False
+        self._loop = loop
+        self._owner = owner
+        self._mailbox: Mailbox[T] | None = mailbox
+        self._stream: AnyStream | None = None
+        self._writing = False
+        self._flushing = False
+        self._dispatching = False
+        self._timer: asyncio.TimerHandle | None = None
+        self._timer_at = 0.0
+
+    # ------------------------------------------------------------ the owner's side
+
+    def attach(self, stream: AnyStream) -> None:
+        """Give the session its stream and begin."""
+        self._stream = stream
+        stream.start(self)
+        self.flush()
+
+    def flush(self) -> None:
+        """Take in what waits, and send what the session has to say."""
+        if self._writing or self._flushing or self.over:
+            return
+        self._flushing = True
+        session, stream = self.session, self._stream
+        while True:
+            now = self._loop.time()
+            mailbox = self._mailbox
+            if mailbox is not None:
+                self._take_in(mailbox, now)
+            frame = session.frame_to_send(now) if stream is not None else None
+            if frame is not None and stream is not None:
+                self._writing = True
+                stream.write(frame, self._written)
+                if self._writing:
+                    break
+            elif mailbox is None or mailbox.rest():
+                break
+        self._flushing = False
+        self._settle()
+
+    def _take_in(self, mailbox: Mailbox[T], now: float) -> None:
+        take_in = self._owner.take_in
+        for item in mailbox.take():
+            take_in(item, now)
+
+    def detach_mailbox(self) -> None:
+        """From now on drive only what the session has already; the mailbox goes to another."""
+        self._mailbox = None
+
+    def leave(self) -> None:
+        """Close this side of the stream; the other side is given a while to end it."""
+        if self._stream is not None and not self.over:
+            self._stream.half_close()
+            self._loop.call_later(LEAVE_SECONDS, self.close, None)
+
+    def close(self, failure: BadRPC | BadTCP | None) -> None:
+        """End the session and its stream."""
+        self.session.close(failure)
+        self._settle()
+
+    # ------------------------------------------------------------ the stream's side
+
+    def received(self, frame: bytes) -> None:
+        """Give a frame to the session; whatever it answers goes out at once."""
+        self.session.receive(frame, self._loop.time())
+        self._dispatch()
+        self.flush()
+
+    def ended(self, failure: BadRPC | BadTCP | None) -> None:
+        """The stream is over; None: the other side closed it in good order."""
+        if failure is None and self.session.phase is not Phase.LEAVING:
+            failure = BadTCP("closed")
+        self.session.close(failure)
+        self._settle()
+
+    def _written(self, error: BaseException | None) -> None:
+        if error is not None:
+            return  # the reader is told why; until then nothing more is written
+        self._writing = False
+        if not self._flushing:
+            self.flush()
+
+    # ------------------------------------------------------------ both
+
+    def _dispatch(self) -> None:
+        """Tell the owner of all events, in order, also of those that arise meanwhile."""
+        if self._dispatching:
+            return
+        self._dispatching = True
+        handle = self._owner.handle
+        while events := self.session.take_events():
+            for event in events:
+                handle(event)
+        self._dispatching = False
+
+    def _settle(self) -> None:
+        """After anything happened: tell of it, see whether this is the end, set the timer."""
+        self._dispatch()
+        if self.over:
+            return
+        if self.session.phase is Phase.CLOSED and not self.session.wants_to_send:
+            self.over = True
+            if self._timer is not None:
+                self._timer.cancel()
+            if self._stream is not None:
+                self._stream.abort()
+            return
+        self._arm()
+
+    def _arm(self) -> None:
+        deadline = self.session.next_deadline()
+        if self._writing:
+            stall = self._loop.time() + STALL_SECONDS
+            deadline = stall if deadline is None else min(deadline, stall)
+        if deadline is None:
+            return
+        if self._timer is not None:
+            if self._timer_at <= deadline:
+                return  # it comes early enough, and is then set anew
+            self._timer.cancel()
+        self._timer, self._timer_at = self._loop.call_at(deadline, self._tick), deadline
+
+    def _tick(self) -> None:
+        self._timer = None
+        now = self._loop.time()
+        if self._mailbox is not None:
+            self._take_in(self._mailbox, now)
+        self.session.tick(now)
+        self._dispatch()  # first, for a session that leaves takes nothing in any more
+        self.flush()
+        self._settle()
