@@ -35,7 +35,6 @@ ARRAYS = [
     numpy.array([b"ab"]),
     numpy.array(["2024-01-02"], dtype="M8[D]"),
     numpy.array([5], dtype="m8[25ns]"),
-    numpy.array([5], dtype="m8"),
     numpy.array([1j], dtype="c8"),
     numpy.array([b"ab"], dtype="V2"),
 ]
@@ -155,3 +154,7 @@ ATTACKS = {
 def test_attack_is_refused(attack: str) -> None:
     with pytest.raises(pickle.UnpicklingError, match="numpy would believe"):
         POLICY.unpickle(ATTACKS[attack])
+
+
+def test_span_without_a_unit_has_a_genuine_state() -> None:
+    arrays.check_state(numpy.dtype("m8"), numpy.dtype("m8").__reduce__()[2])
