@@ -369,7 +369,7 @@ class Executor:
             return codec.decode_arguments(
                 call.head,
                 call.buffers,
-                find_class=policy.find_class if policy.restricts_pickles else None,
+                unpickle=policy.unpickle if policy.restricts_pickles else None,
             )
         except CodecError as exc:
             reply = codec.encode_error("bad_arguments", "not_started", str(exc))

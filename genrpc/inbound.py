@@ -9,6 +9,7 @@ executors post replies to a stream's mailbox.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import secrets
 from collections import Counter
@@ -46,6 +47,9 @@ log = logging.getLogger("genrpc")
 
 MAX_REMEMBERED_VERDICTS = 4096
 
+CLOSE_SECONDS = 1.0
+"""How long callers may take to close their streams when the node stops."""
+
 if TYPE_CHECKING:
     from genrpc.protocol.pending import Buffer, Outcome
 
@@ -76,6 +80,8 @@ class Reception:
         self.log = RateLimitedLog(log)
         self.streams: set[InboundStream] = set()
         self.calls_of: Counter[str] = Counter()  # running and queued, by peer
+        self.running = 0  # the same for all peers, casts included
+        self.handshakes = 0  # streams whose peer has not proved itself yet
         self.draining = False
         self._verdicts: dict[Target, bytes | None] = {}
         self._idle: asyncio.Event | None = None
@@ -86,12 +92,12 @@ class Reception:
         """Serve a stream that was accepted."""
         inbound = InboundStream(self, address, authenticator or self.authenticator)
         self.streams.add(inbound)
-        waiting = sum(not each.session.peer for each in self.streams)
+        self.handshakes += 1
         if self.draining:
             inbound.session.refuse("draining", "This node is stopping and takes no new streams.")
         elif len(self.streams) > self.settings.max_connections:
             inbound.session.refuse("overload", "This node has max_connections streams already.")
-        elif waiting > self.settings.max_pending_handshakes:
+        elif self.handshakes > self.settings.max_pending_handshakes:
             inbound.session.refuse("overload", "Too many handshakes are under way on this node.")
         inbound.pump.attach(stream)
 
@@ -128,6 +134,7 @@ class Reception:
                 )
                 return codec.encode_error("overload", "not_started", message)
             self.calls_of[peer] += 1
+        self.running += 1
         return None
 
     def _screen(self, target: Target) -> bytes | None:
@@ -146,27 +153,39 @@ class Reception:
                 self.calls_of[peer] = left
             else:
                 del self.calls_of[peer]
+        self.running -= 1
         self.counters.add("calls_served")
-        if self._idle is not None and not self.busy:
-            self._idle.set()
+        self._look_idle()
 
-    @property
-    def busy(self) -> bool:
-        """Whether calls run or wait, or replies are on their way."""
-        return bool(self.calls_of) or any(each.session.in_flight for each in self.streams)
+    def left(self, inbound: InboundStream) -> None:
+        """A stream is over."""
+        self.streams.discard(inbound)
+        self._look_idle()
+
+    def _look_idle(self) -> None:
+        if self._idle is not None and not self.running:
+            self._idle.set()
 
     async def drain(self, grace: float) -> None:
         """Take nothing more; give what runs `grace` seconds to end."""
         self.draining = True
         self._idle = asyncio.Event()
-        if self.busy:
+        if self.running:
             try:
                 await asyncio.wait_for(self._idle.wait(), grace)
             except asyncio.TimeoutError:
-                log.warning("%s stopped with %d calls running", self.node, self.calls_of.total())
+                log.warning("%s stopped while %d calls were running", self.node, self.running)
 
-    def close(self) -> None:
-        """End all streams."""
+    async def close(self) -> None:
+        """End all streams: the callers may read their last replies, and then close them."""
+        self._idle = asyncio.Event()
+        for inbound in list(self.streams):
+            inbound.leave()
+        deadline = self.loop.time() + CLOSE_SECONDS
+        while self.streams and self.loop.time() < deadline:
+            self._idle.clear()
+            with contextlib.suppress(asyncio.TimeoutError):
+                await asyncio.wait_for(self._idle.wait(), deadline - self.loop.time())
         for inbound in list(self.streams):
             inbound.pump.close(None)
 
@@ -219,13 +238,24 @@ class InboundStream:
             error = codec.encode_error(event.reason, "not_started", event.message)
             self.session.reply(event.call, ERROR, error)
         elif isinstance(event, Opened):
+            self._reception.handshakes -= 1
             self._reception.counters.add("streams_accepted")
             log.debug("Stream %s of %s (%s) is open", event.session_id, event.peer, self.address)
         elif isinstance(event, Drained):
             self.pump.close(None)
         elif isinstance(event, Closed):
-            self._reception.streams.discard(self)
+            if not self.session.peer:
+                self._reception.handshakes -= 1
+            self._reception.left(self)
             self._log_end(event)
+
+    def leave(self) -> None:
+        """Ask the caller to close the stream; one without a caller yet is closed at once."""
+        if self.session.peer:
+            self.session.leave("This node is stopping.", self._reception.loop.time())
+            self.pump.flush()
+        else:
+            self.pump.close(None)
 
     def _admit(self, call: IncomingCall) -> None:
         session = self.session

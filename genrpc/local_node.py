@@ -208,7 +208,7 @@ class Node:
         failure = BadTCP("closed", message=f"{self.name}, the calling node, was stopped.")
         peers = list(self._peers.values())
         await asyncio.gather(*(peer.stop(failure, max(0.5, grace)) for peer in peers))
-        self._reception.close()
+        await self._reception.close()
         if listening is not None:
             await listening
         self._executor.stop()

@@ -14,8 +14,8 @@ from genrpc.codec.exceptions import decode_error, encode_error, encode_exception
 from genrpc.codec.payload import (
     OUT_OF_BAND_BYTES,
     Buffer,
-    FindClass,
     Payload,
+    Unpickle,
     decode_arguments,
     decode_value,
     encode_arguments,
@@ -26,7 +26,7 @@ from genrpc.codec.payload import (
 __all__ = [
     "OUT_OF_BAND_BYTES",
     "Buffer",
-    "FindClass",
+    "Unpickle",
     "Payload",
     "encode_arguments",
     "encode_value",

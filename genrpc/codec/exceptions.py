@@ -28,7 +28,7 @@ from google.protobuf.message import DecodeError
 from genrpc._generated.genrpc.v1 import genrpc_pb2 as pb
 from genrpc.codec import rebuild
 from genrpc.codec.by_value import Reducer
-from genrpc.codec.payload import FindClass, class_name, decode_value, is_interrupt
+from genrpc.codec.payload import Unpickle, class_name, decode_value, is_interrupt
 from genrpc.errors import BadRPC, CodecError, Execution, RemoteExit
 
 #: Texts of an exception are cut to these many bytes.
@@ -355,7 +355,7 @@ def _details(exc: BaseException) -> dict[str, object]:
 
 
 def decode_error(
-    data: bytes | bytearray, *, find_class: FindClass | None = None, pickles: bool = True
+    data: bytes | bytearray, *, unpickle: Unpickle | None = None, pickles: bool = True
 ) -> BadRPC:
     """Decode an RpcError; what cannot be rebuilt of an exception is None.
 
@@ -372,7 +372,7 @@ def decode_error(
     shown = error.exception
     exception = None
     if pickles and shown.encoded.content_type == PICKLE:
-        exception = _rebuilt(shown.encoded.data, find_class)
+        exception = _rebuilt(shown.encoded.data, unpickle)
     if error.HasField("exception"):
         reason = RemoteExit(shown.type, shown.message, shown.traceback, exception)
     else:  # a node in another language may have none
@@ -380,9 +380,9 @@ def decode_error(
     return BadRPC(reason, execution, error.message)
 
 
-def _rebuilt(data: bytes, find_class: FindClass | None) -> BaseException | None:
+def _rebuilt(data: bytes, unpickle: Unpickle | None) -> BaseException | None:
     try:
-        value = decode_value(data, find_class=find_class)
+        value = decode_value(data, unpickle=unpickle)
     except CodecError:
         return None
     return value if isinstance(value, BaseException) else None

@@ -132,6 +132,8 @@ class ClientStream(Stream):
     def abort(self) -> None:
         """End it now."""
         self._call.cancel()
+        if self._reader is None:  # else it does when it ends
+            self._hang_up()
 
 
 class ServerStream(Stream):
