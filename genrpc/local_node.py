@@ -31,7 +31,7 @@ from genrpc.names import (
     node_name,
     parse_destination,
 )
-from genrpc.peers import Peer, Surroundings
+from genrpc.peers import Peer, Steps, Surroundings
 from genrpc.policy import Policy
 from genrpc.protocol.pending import CALL, Call
 from genrpc.protocol.session import Limits
@@ -43,6 +43,8 @@ from genrpc.transport.listening import CannotListenError, Listener
 from genrpc.transport.loop import check_may_wait, loop_thread
 from genrpc.transport.loopback import LoopbackStream
 from genrpc.transport.pump import AnyStream
+from genrpc.transport.stream import ServerStream
+from genrpc.transport.tls import Certificates, certificate_fault
 
 log = logging.getLogger("genrpc")
 
@@ -111,8 +113,10 @@ class Node:
         settings = self.settings
         security.check_listen_address(settings)
         cookie = security.load_cookie(settings)
+        # Settings sees to it that the three TLS files are set together.
+        certificates = Certificates(settings, self.name) if settings.certfile is not None else None
         thread = self._thread = loop_thread()
-        authenticator = CookieAuthenticator(cookie)
+        authenticator = CookieAuthenticator(cookie.key)
         limits = _limits(settings)
         line = Line(
             settings.max_frame_bytes, settings.keepalive_interval, settings.keepalive_timeout
@@ -137,7 +141,7 @@ class Node:
             thread=thread,
             resolver=Resolver(thread.loop),
             counters=self.counters,
-            client_tls=lambda node: None,
+            certificates=certificates,
             loop_back=self._loop_back,
         )
         if settings.switch_interval is not None:
@@ -473,6 +477,10 @@ class Node:
         peer, _ = self._peer(dest)
         return self._running_thread().run(peer.ping(time.monotonic_ns()), seconds or 3600.0)
 
+    def steps_to(self, dest: object) -> Steps:
+        """How long the steps of the last dial to a peer took, also of one that failed."""
+        return self._peer(dest)[0].steps
+
     # ------------------------------------------------------------ named handlers
 
     def register(self, name: str, handler: object) -> None:
@@ -557,8 +565,15 @@ def _nobody() -> None:
 class CookieAuthenticator:
     """The handshake by the cookie, as sessions want it."""
 
-    def __init__(self, cookie: security.Cookie) -> None:
-        self._key = cookie.key
+    def __init__(self, key: bytes) -> None:
+        self._key = key
+
+    def with_certificate_of(self, stream: ServerStream) -> CookieAuthenticator:
+        """The same for this stream alone: what its client showed must be of its node."""
+        certificate = stream.certificate
+        if certificate is None:
+            return self
+        return _CertifiedAuthenticator(self._key, certificate, stream)
 
     def new_nonce(self) -> bytes:
         """32 random bytes."""
@@ -583,6 +598,23 @@ class CookieAuthenticator:
     def matches(self, expected: bytes, given: bytes) -> bool:
         """Compare in constant time."""
         return security.matches(expected, given)
+
+
+class _CertifiedAuthenticator(CookieAuthenticator):
+    """The handshake by the cookie, between two that have shown their certificates."""
+
+    def __init__(self, key: bytes, certificate: bytes, stream: ServerStream) -> None:
+        super().__init__(key)
+        self._certificate = certificate
+        self._stream = stream
+
+    def hello_fault(self, hello: Any, node: str) -> tuple[str, str] | None:  # noqa: ANN401
+        """What is wrong with a hello: its node may not be that of the certificate."""
+        fault = certificate_fault(self._certificate, hello.node)
+        if fault is None:
+            return super().hello_fault(hello, node)
+        self._stream.refuse_certificate(fault)
+        return "tls", fault
 
 
 def _limits(settings: Settings) -> Limits:

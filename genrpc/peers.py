@@ -32,8 +32,9 @@ from genrpc.protocol.session import Authenticator, Failure, Limits, Phase
 from genrpc.settings import Settings
 from genrpc.telemetry import Counters
 from genrpc.transport.channel import Line
-from genrpc.transport.dialling import ClientTls, Resolver, open_stream, unknown_host
+from genrpc.transport.dialling import Resolver, open_stream, unknown_host
 from genrpc.transport.pump import AnyStream, Pump
+from genrpc.transport.tls import Certificates, ClientTls, check_server
 
 log = logging.getLogger("genrpc")
 
@@ -41,6 +42,9 @@ BACK_OFF_SECONDS = 0.02
 """The pause before a dial that follows a failed one; it doubles with each further failure."""
 
 MAX_BACK_OFF_SECONDS = 0.5
+
+MAX_CHECK_SECONDS = 60.0
+"""How long a look at a TLS server may take where connect_timeout is None."""
 
 Item = Call | tuple[Call, Destination] | Callable[[], object]
 """What is posted to a peer: a call, a call with a hint where to dial, something to do."""
@@ -58,17 +62,21 @@ class Surroundings:
     thread: LoopThread
     resolver: Resolver
     counters: Counters
-    client_tls: Callable[[str], ClientTls | None]
+    certificates: Certificates | None
     loop_back: Callable[[], AnyStream]
 
 
 @dataclass(slots=True)
-class Ping:
-    """What became of one look at a peer; seconds from when it was begun."""
+class Steps:
+    """How long the steps of a dial took, in seconds; None: it did not come to that.
 
-    resolved: float | None = None
-    opened: float | None = None
-    round_trip: float | None = None
+    `connect` ends with the peer's first word, so it has TLS and one round trip in it.
+    """
+
+    address: str = ""
+    resolve: float | None = None
+    connect: float | None = None
+    handshake: float | None = None
 
 
 class Peer:
@@ -76,7 +84,7 @@ class Peer:
 
     def __init__(self, destination: Destination, around: Surroundings) -> None:
         self.destination = destination
-        self.address = ""  # where the last dial went
+        self.steps = Steps()  # of the last dial
         self._around = around
         self._loop = around.thread.loop
         self._mailbox: Mailbox[Item] = Mailbox(self._loop, self._woken)
@@ -87,12 +95,11 @@ class Peer:
         self._failures = 0
         self._stopped: Failure | None = None
         self._stopping: asyncio.Future[None] | None = None
-        self._opened: list[Callable[[float], object]] = []
         self._answered: list[Callable[[float], object]] = []
 
     def __repr__(self) -> str:
         state = self._pump.session.phase.name if self._pump is not None else "no stream"
-        return f"<Peer {self.destination.node} {state} {self.address}>"
+        return f"<Peer {self.destination.node} {state} {self.steps.address}>"
 
     # ------------------------------------------------------------ any thread
 
@@ -192,7 +199,10 @@ class Peer:
             if self._failures:
                 pause = BACK_OFF_SECONDS * 2.0 ** min(self._failures - 1, 10)
                 await asyncio.sleep(min(MAX_BACK_OFF_SECONDS, pause))
+            self.steps = Steps()
+            begun = self._loop.time()
             stream = await self._open(hint or self.destination)
+            self.steps.resolve = self._loop.time() - begun
         except CallError as exc:
             pump.close(exc.value)
             return
@@ -214,7 +224,7 @@ class Peer:
         find = functools.partial(discovery.find, destination, around.settings)
         quick = discovery.is_quick(destination, around.settings)
         host, port = find() if quick else await around.resolver.run(find)
-        self.address = f"{host}:{port}"
+        self.steps.address = f"{host}:{port}"
         try:
             addresses = await around.resolver.addresses(host)
         except OSError:
@@ -223,9 +233,21 @@ class Peer:
             addresses,
             port,
             around.line,
-            around.client_tls(destination.node),
+            await self._check_server(addresses, port),
             self._loop,
             around.thread.spawn,
+        )
+
+    async def _check_server(self, addresses: list[str], port: int) -> ClientTls | None:
+        """See that this peer is there, where TLS is used."""
+        around = self._around
+        if around.certificates is None:
+            return None
+        seconds = around.settings.connect_timeout
+        deadline = self._loop.time() + (MAX_CHECK_SECONDS if seconds is None else seconds)
+        node = self.destination.node
+        return await around.resolver.run(
+            functools.partial(check_server, around.certificates, node, addresses, port, deadline)
         )
 
     # ------------------------------------------------------------ what sessions tell
@@ -237,6 +259,7 @@ class Peer:
                 call.wake()
         elif isinstance(event, Opened):
             self._failures = 0
+            self._note_steps(pump)
             self._around.counters.add("streams_opened")
             log.debug("Stream %s to %s is open", event.session_id, event.peer)
         elif isinstance(event, Answered):
@@ -252,6 +275,15 @@ class Peer:
             pump.leave()
         elif isinstance(event, Closed):
             self._closed(pump, event)
+
+    def _note_steps(self, pump: Pump[Item]) -> None:
+        """Keep how long the dial took, as far as it came."""
+        session = pump.session
+        assert isinstance(session, ClientSession)
+        if session.challenged_at is not None:
+            self.steps.connect = session.challenged_at - session.opened_at
+            if session.was_ready:
+                self.steps.handshake = self._loop.time() - session.challenged_at
 
     def _let_go(self, pump: Pump[Item]) -> None:
         """The pump drives on what it has; new calls dial anew."""
@@ -276,6 +308,7 @@ class Peer:
             assert isinstance(session, ClientSession)
             if not session.was_ready and self._stopped is None:
                 self._failures += 1
+                self._note_steps(pump)
             elif event.failure is not None:
                 log.info("The stream to %s ended: %s", self.destination.node, event.failure.reason)
                 self._around.counters.add("streams_lost")

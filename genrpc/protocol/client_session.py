@@ -104,6 +104,8 @@ class ClientSession(Session):
         self._pings: dict[int, float] = {}
         self._drained = False
         self._finishing = False
+        self.opened_at = 0.0
+        self.challenged_at: float | None = None
         self.was_ready = False
 
     def __repr__(self) -> str:
@@ -186,7 +188,7 @@ class ClientSession(Session):
         if self.phase is not Phase.CONNECTING:
             return
         self.phase = Phase.HANDSHAKE
-        self.last_active = now
+        self.opened_at = self.last_active = now
         self._hello = pb.Hello(
             revision_max=REVISION,
             revision_min=REVISION,
@@ -304,6 +306,7 @@ class ClientSession(Session):
         if kind == "go_away":
             self._leave(response.go_away)
         elif kind == "challenge" and self._challenge is None and self.phase is Phase.HANDSHAKE:
+            self.challenged_at = now
             self._answer(response.challenge)
         elif kind == "welcome" and self._challenge and self.phase is Phase.HANDSHAKE:
             self._open(response.welcome, now)
