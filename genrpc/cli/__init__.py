@@ -1,10 +1,10 @@
 """The command line: `genrpc COMMAND …`.
 
-Here are the commands' names, their help and what becomes of failures; each group of commands is
-a module of its own, imported when one of its commands is asked for. Rules: results go to standard
-output, all else to standard error; nothing heavy is imported for help or for a mistake in usage;
-what a user can bring about ends in a sentence and an exit code (see `output`), never in a
-traceback. Everything runs on the main thread.
+Here are the commands' names, the help and the ways in which a command may end; each group of
+commands is a module of its own, imported when one of its commands is asked for. Rules: results go
+to standard output, all else to standard error; nothing heavy is imported for help or for a
+mistake in usage; what a user can bring about ends in a sentence and an exit code (see `codes`),
+never in a traceback. Everything runs on the main thread.
 """
 
 from __future__ import annotations
@@ -12,9 +12,12 @@ from __future__ import annotations
 import importlib
 import sys
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
-from genrpc.cli import output
-from genrpc.cli.arguments import Command, Parser, UsageError
+from genrpc.cli import codes
+
+if TYPE_CHECKING:
+    from genrpc.cli.arguments import Command
 
 _GROUPS: dict[str, dict[str, tuple[str, str]]] = {
     "Run a node": {
@@ -43,67 +46,77 @@ _GROUPS: dict[str, dict[str, tuple[str, str]]] = {
 
 _COMMANDS = {name: found for group in _GROUPS.values() for name, found in group.items()}
 
+_END_OF_HELP = """
+Every command tells more: genrpc COMMAND --help. Settings are read from the environment
+(GENRPC_RECEIVE_TIMEOUT=5) and from the TOML file named by GENRPC_CONFIG.
+
+Try it:
+  genrpc serve --name a &
+  genrpc call a math.factorial 5"""
+
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run a command and return its exit code; without `argv`, that of `sys.argv`."""
     words = list(sys.argv[1:] if argv is None else argv)
     try:
-        return _run(words)
-    except SystemExit as exc:  # --help
-        return exc.code if isinstance(exc.code, int) else output.OK
+        return _main(words)
+    except SystemExit as exc:  # --help of a command
+        return exc.code if isinstance(exc.code, int) else codes.OK
     except KeyboardInterrupt:
-        output.say("cancelled")
-        return output.INTERRUPTED
+        print("genrpc: cancelled", file=sys.stderr)
+        return codes.INTERRUPTED
     except BrokenPipeError:
-        output.give_up_stdout()
-        return output.NOBODY_READS
+        from genrpc.cli.output import give_up_stdout
+
+        give_up_stdout()
+        return codes.NOBODY_READS
 
 
-def _run(words: list[str]) -> int:
-    if not words or words[0] in ("-h", "--help", "help"):
-        if words[1:] and words[0] == "help":
-            return _run([words[1], "--help"])
-        # Without a word, the help is an answer to a mistake.
-        print(_help(), file=sys.stdout if words else sys.stderr)
-        return output.OK if words else output.USAGE
-    if words[0] in ("-V", "--version"):
+def _main(words: list[str]) -> int:
+    if not words:  # the help is then an answer to a mistake
+        print(_help(), file=sys.stderr)
+        return codes.USAGE
+    name = words.pop(0)
+    if name in ("-h", "--help") or (name == "help" and not words):
+        print(_help(), flush=True)
+        return codes.OK
+    if name in ("-V", "--version"):
         from importlib.metadata import version  # takes 20 ms
 
-        print(f"genrpc {version('genrpc')}")
-        return output.OK
-    name = words[0]
+        print(f"genrpc {version('genrpc')}", flush=True)
+        return codes.OK
+    if name == "help":
+        name, words = words[0], ["--help"]
     if name not in _COMMANDS:
-        return output.usage(f"there is no command {name!r}{_nearest(name)}; see: genrpc --help")
+        from genrpc.cli.output import usage
+
+        return usage(f"there is no command {name!r}{_nearest(name)}; see: genrpc --help")
+    return _run(name, words)
+
+
+def _run(name: str, words: list[str]) -> int:
+    from genrpc.cli import output
+    from genrpc.cli.arguments import Parser, UsageError
+
     module, summary = _COMMANDS[name]
     command: Command = importlib.import_module(f"genrpc.cli.{module}").COMMANDS[name]
     parser = Parser(name, summary, command)
     try:
-        args = parser.parse(words[1:])
+        args = parser.parse(words)
     except UsageError as exc:
         return output.usage(f"{exc}; see: genrpc {name} --help", parser.usage_line)
-    with output.prepared(args):
-        return output.guarded(command.run, args)
+    output.prepare(args)
+    code = output.guarded(command.run, args)
+    sys.stdout.flush()  # while a broken pipe can still be told
+    return code
 
 
 def _help() -> str:
-    lines = [
-        "usage: genrpc COMMAND …",
-        "",
-        "Call a Python function on another machine.",
-    ]
+    lines = ["usage: genrpc COMMAND …", "", "Call a Python function on another machine."]
     for group, commands in _GROUPS.items():
         lines += ["", f"{group}:"]
         lines += [f"  {name:<10}  {summary}" for name, (_, summary) in commands.items()]
-    lines += [
-        "",
-        "Every command tells more: genrpc COMMAND --help. Settings are read from the environment",
-        "(GENRPC_RECEIVE_TIMEOUT=5) and from the TOML file named by GENRPC_CONFIG.",
-        "",
-        "Try it:",
-        "  genrpc serve --name a &",
-        "  genrpc call a math.factorial 5",
-    ]
-    return "\n".join(lines)
+    return "\n".join([*lines, _END_OF_HELP])
 
 
 def _nearest(name: str) -> str:

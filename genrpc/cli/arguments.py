@@ -50,7 +50,7 @@ class Parser(argparse.ArgumentParser):
             "-v", "--verbose", action="count", default=0, help="tell more; -vv tells all"
         )
 
-    def add_argument(self, *names: str, **options: Any) -> argparse.Action:  # type: ignore[override]  # noqa: ANN401  # argparse's own are Any too
+    def add_argument(self, *names: str, **options: Any) -> argparse.Action:  # noqa: ANN401  # as argparse's
         """As argparse does; also remember which options take a value."""
         action = super().add_argument(*names, **options)
         for option in action.option_strings:

@@ -1,29 +1,21 @@
-"""What commands print, and the codes with which they end.
-
-    0    result                     75   the node has too many calls, or is stopping
-    1    the function raised        78   the configuration is not safe
-    2    usage, a wrong setting     124  timeout
-    3    another failure (badrpc)   130  Ctrl-C
-    4    the transport failed       141  nobody reads the output
-    5    unauthorized, or a wrong cookie
-    6    some nodes failed
+"""What commands print: results, failures and words to the user; failures become exit codes.
 
 A result is printed as it is when it is text, as JSON where JSON can hold it, else as its repr.
-With --json it is {"result": …}, or {"result": its repr, "repr": true} where JSON cannot hold it.
+With --json it is {"result": …}, or {"result": its repr, "repr": true} where JSON cannot hold it;
+a failure is {"error": {…}}, on standard output too.
 """
 
 from __future__ import annotations
 
-import contextlib
 import json
-import logging
 import os
 import sys
 from argparse import Namespace
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import CancelledError
 from typing import Any
 
+from genrpc.cli import codes
 from genrpc.cli.arguments import UsageError
 from genrpc.errors import (
     BadRPC,
@@ -36,48 +28,36 @@ from genrpc.errors import (
     message_of,
 )
 
-OK = 0
-RAISED = 1
-CANNOT_SERVE = 1
-USAGE = 2
-BADRPC = 3
-BADTCP = 4
-UNAUTHORIZED = 5
-SOME_FAILED = 6
-TRY_LATER = 75  # EX_TEMPFAIL of sysexits.h
-UNSAFE = 78  # EX_CONFIG of sysexits.h
-TIMEOUT = 124  # as timeout(1)
-INTERRUPTED = 130  # 128 + SIGINT, as shells say it
-NOBODY_READS = 141  # 128 + SIGPIPE
-
 _CODES = {
-    "unauthorized": UNAUTHORIZED,
-    "invalid_cookie": UNAUTHORIZED,
-    "timeout": TIMEOUT,
-    "overload": TRY_LATER,
-    "draining": TRY_LATER,
-    "cancelled": INTERRUPTED,
+    "unauthorized": codes.UNAUTHORIZED,
+    "invalid_cookie": codes.UNAUTHORIZED,
+    "timeout": codes.TIMEOUT,
+    "overload": codes.TRY_LATER,
+    "draining": codes.TRY_LATER,
+    "cancelled": codes.INTERRUPTED,
 }
 
-_LEVELS = (logging.WARNING, logging.INFO, logging.DEBUG)
+_NOT_JSON = (TypeError, ValueError, RecursionError)
+"""What json.dumps raises for what it cannot write."""
 
 
 # ---------------------------------------------------------------- ends of commands
 
 
-@contextlib.contextmanager
-def prepared(args: Namespace) -> Iterator[None]:
-    """Set logging and the streams up; flush what was printed at the end."""
-    level = _LEVELS[min(args.verbose, len(_LEVELS) - 1)]
+def prepare(args: Namespace) -> None:
+    """Set up logging, and streams that can print any text."""
+    import logging
+
+    levels = (logging.WARNING, logging.INFO, logging.DEBUG)
     logging.basicConfig(
-        level=level, stream=sys.stderr, format="%(asctime)s %(levelname)s %(message)s"
+        level=levels[min(args.verbose, len(levels) - 1)],
+        stream=sys.stderr,
+        format="%(asctime)s %(levelname)s %(message)s",
     )
     for stream in (sys.stdout, sys.stderr):
         reconfigure = getattr(stream, "reconfigure", None)
         if reconfigure is not None:  # a test's own stream has none
             reconfigure(errors="backslashreplace")
-    yield
-    sys.stdout.flush()
 
 
 def guarded(run: Callable[[Namespace], int], args: Namespace) -> int:
@@ -85,15 +65,15 @@ def guarded(run: Callable[[Namespace], int], args: Namespace) -> int:
     try:
         return run(args)
     except (CallError, CancelledError) as exc:
-        return show_failure(value_of(exc), as_json=args.json)
+        return show_failure(value_of(exc), getattr(args, "node", ""), as_json=args.json)
     except UsageError as exc:
         return usage(str(exc))
     except UnsafeConfigurationError as exc:
         say(str(exc))
-        return UNSAFE
+        return codes.UNSAFE
     except (ConfigurationError, CodecError) as exc:
         say(str(exc))
-        return USAGE
+        return codes.USAGE
 
 
 def usage(message: str, line: str = "") -> int:
@@ -101,7 +81,7 @@ def usage(message: str, line: str = "") -> int:
     say(message)
     if line:
         print(line, file=sys.stderr)
-    return USAGE
+    return codes.USAGE
 
 
 def say(message: str) -> None:
@@ -113,6 +93,12 @@ def give_up_stdout() -> None:
     """Nobody reads standard output any more: let the interpreter's last flush find no pipe."""
     nowhere = os.open(os.devnull, os.O_WRONLY)
     os.dup2(nowhere, sys.stdout.fileno())
+
+
+def is_terminal() -> bool:
+    """Whether standard output is a terminal on which lines may be redrawn, in colours."""
+    plain = os.environ.get("NO_COLOR") or os.environ.get("TERM") == "dumb"
+    return sys.stdout.isatty() and not plain
 
 
 # ---------------------------------------------------------------- results and failures
@@ -129,7 +115,7 @@ def text_of(value: object) -> str:
         return str(value)
     try:
         return json.dumps(value, allow_nan=False, ensure_ascii=False)
-    except (TypeError, ValueError, RecursionError):
+    except _NOT_JSON:
         return repr(value)
 
 
@@ -137,7 +123,7 @@ def json_of(value: object) -> dict[str, Any]:
     """A result for programs; see the module's docstring."""
     try:
         json.dumps(value, allow_nan=False)
-    except (TypeError, ValueError, RecursionError):
+    except _NOT_JSON:
         return {"result": repr(value), "repr": True}
     return {"result": value}
 
@@ -150,10 +136,10 @@ def value_of(error: BaseException) -> BadRPC | BadTCP:
 def code_of(value: BadRPC | BadTCP) -> int:
     """The exit code of a failure."""
     if isinstance(value, BadTCP):
-        return BADTCP
+        return codes.BADTCP
     if isinstance(value.reason, RemoteExit):
-        return RAISED
-    return _CODES.get(str(value.reason), BADRPC)
+        return codes.RAISED
+    return _CODES.get(str(value.reason), codes.BADRPC)
 
 
 def error_json(value: BadRPC | BadTCP) -> dict[str, Any]:
@@ -173,21 +159,28 @@ def error_json(value: BadRPC | BadTCP) -> dict[str, Any]:
     return {"error": error}
 
 
+def headline_of(value: BadRPC | BadTCP) -> str:
+    """A failure in one line."""
+    if isinstance(value.reason, RemoteExit):
+        return value.reason.headline
+    return f"{value.reason}: {message_of(value)}"
+
+
 def show_result(value: object, *, as_json: bool) -> int:
     """Print a result; gives the exit code."""
     if as_json:
         print_json(json_of(value))
     else:
         print(text_of(value), flush=True)
-    return OK
+    return codes.OK
 
 
-def show_failure(value: BadRPC | BadTCP, *, as_json: bool) -> int:
-    """Print a failure; gives the exit code."""
+def show_failure(value: BadRPC | BadTCP, node: str, *, as_json: bool) -> int:
+    """Print a failure of a call to `node`; gives the exit code."""
     if as_json:
         print_json(error_json(value))
-    elif isinstance(value.reason, RemoteExit):
-        say(f"the function failed: {value.reason}")
+    elif isinstance(value.reason, RemoteExit) and "\n" in value.reason.traceback.strip():
+        say(f"{node}: {value.reason}")  # with the traceback, which has more than the headline
     else:
-        say(message_of(value))
+        say(f"{node}: {headline_of(value)}")
     return code_of(value)

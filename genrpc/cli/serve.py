@@ -16,7 +16,7 @@ from argparse import ArgumentTypeError, Namespace
 from types import FrameType
 from typing import TYPE_CHECKING, TextIO
 
-from genrpc.cli import output
+from genrpc.cli import codes, output
 from genrpc.cli.arguments import Command, Parser, UsageError, duration
 from genrpc.names import DEFAULT_HOST, check_entry, node_name, program_name
 
@@ -107,7 +107,7 @@ def _run(args: Namespace) -> int:
         node.start()
     except OSError as exc:
         output.say(f"{exc}: stop that program, or choose a port with --port (0: any free one)")
-        return output.CANNOT_SERVE
+        return codes.CANNOT_SERVE
     with replaced_by(node):
         if out is not None:
             _print_ready(node, out)
@@ -118,7 +118,7 @@ def _run(args: Namespace) -> int:
         # A function that never ends must not keep the process: None would wait for it.
         node.stop(args.grace if args.grace is not None else 86_400.0)
     output.say(f"{node.name} has stopped")
-    return output.OK
+    return codes.OK
 
 
 def _import_all(entries: list[str]) -> None:
