@@ -95,11 +95,12 @@ class Parser(argparse.ArgumentParser):
                 options += [f"{word}={value}"] if word.startswith("--") else [word, value]
             else:
                 options.append(word)
-        return [*options, "--", *arguments]
+        return [*options, "--", *arguments] if arguments else options
 
     def error(self, message: str) -> NoReturn:
         """Raise UsageError; argparse would print and exit."""
-        raise UsageError(message)
+        # The `--` is of `_arranged`.
+        raise UsageError(message.replace("arguments: -- ", "arguments: "))
 
 
 def duration(text: str) -> float | None:
