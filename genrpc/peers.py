@@ -83,7 +83,7 @@ class Peer:
     """One destination: its stream, or the way to it."""
 
     def __init__(self, destination: Destination, around: Surroundings) -> None:
-        self.destination = destination
+        self.destination = Destination(destination.node, destination.key)  # without hints
         self.steps = Steps()  # of the last dial
         self._around = around
         self._loop = around.thread.loop

@@ -74,6 +74,7 @@ class Pump(Generic[T]):
         self._dispatching = False
         self._timer: asyncio.TimerHandle | None = None
         self._timer_at = 0.0
+        self._leaving: asyncio.TimerHandle | None = None
 
     # ------------------------------------------------------------ the owner's side
 
@@ -118,7 +119,7 @@ class Pump(Generic[T]):
         """Close this side of the stream; the other side is given a while to end it."""
         if self._stream is not None and not self.over:
             self._stream.half_close()
-            self._loop.call_later(LEAVE_SECONDS, self.close, None)
+            self._leaving = self._loop.call_later(LEAVE_SECONDS, self.close, None)
 
     def close(self, failure: BadRPC | BadTCP | None) -> None:
         """End the session and its stream."""
@@ -167,10 +168,13 @@ class Pump(Generic[T]):
             return
         if self.session.phase is Phase.CLOSED and not self.session.wants_to_send:
             self.over = True
-            if self._timer is not None:
-                self._timer.cancel()
+            for timer in (self._timer, self._leaving):
+                if timer is not None:
+                    timer.cancel()
             if self._stream is not None:
                 self._stream.abort()
+                # gRPC closes the connection when nobody refers to the call any more.
+                self._stream = None
             return
         self._arm()
 
