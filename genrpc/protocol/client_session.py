@@ -266,10 +266,7 @@ class ClientSession(Session):
         self._end(call, failure)
 
     def _end(self, call: Call, failure: Failure) -> None:
-        """Give a call its failure, with what is known of its execution."""
-        if call.state is not SENT:
-            failure = replace(failure, execution="not_started")
-        call.fail(failure)
+        _fail(call, failure)
         self._ended([call])
 
     def _ended(self, calls: list[Call]) -> None:
@@ -278,11 +275,8 @@ class ClientSession(Session):
 
     def _end_all(self, failure: Failure) -> None:
         ended = [*self.pending, *self._casts, *self._cast_transfers.values()]
-        unsent = replace(failure, execution="not_started")
-        if failure.execution == "not_started":  # nobody knows that of what was handed over
-            failure = replace(failure, execution="unknown")
         for call in ended:
-            call.fail(failure if call.state is SENT else unsent)
+            _fail(call, failure)
         self.pending = Pending()
         self._clear()
         self._ended(ended)
@@ -622,6 +616,15 @@ class ClientSession(Session):
         self._cast_transfers.pop(call.id, None)
         if call is self._ordered_transfer:
             self._ordered_transfer = None
+
+
+def _fail(call: Call, failure: Failure) -> None:
+    """Give a call its failure, with what is known of its execution."""
+    if call.state is not SENT:
+        failure = replace(failure, execution="not_started")
+    elif failure.execution == "not_started":  # nobody knows that of what was handed over
+        failure = replace(failure, execution="unknown")
+    call.fail(failure)
 
 
 def _timeout_us(seconds: float) -> int:
