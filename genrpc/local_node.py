@@ -116,7 +116,7 @@ class Node:
         # Settings sees to it that the three TLS files are set together.
         certificates = Certificates(settings, self.name) if settings.certfile is not None else None
         thread = self._thread = loop_thread()
-        authenticator = CookieAuthenticator(cookie.key)
+        authenticator = self._authenticator = CookieAuthenticator(cookie.key)
         limits = _limits(settings)
         line = Line(
             settings.max_frame_bytes, settings.keepalive_interval, settings.keepalive_timeout
@@ -162,17 +162,26 @@ class Node:
         settings = self.settings
         if settings.tcp_server_port is not None:
             host, port = settings.listen_address, settings.tcp_server_port
-            listener = Listener(line, self._reception.accept, loop)
+            listener = self._new_listener(line, loop)
             try:
                 await listener.start(host, port)
             except CannotListenError:
                 if settings.is_given("tcp_server_port"):
                     raise
                 # Two nodes on one machine need no configuration: any free port will do.
-                listener = Listener(line, self._reception.accept, loop)
+                listener = self._new_listener(line, loop)
                 await listener.start(host, 0)
             self._listener = listener
         self._heal = loop.call_later(HEAL_SECONDS, self._heal_peers)
+
+    def _new_listener(self, line: Line, loop: asyncio.AbstractEventLoop) -> Listener:
+        certificates = self._around.certificates
+        credentials = certificates.server_credentials() if certificates is not None else None
+        return Listener(line, self._accept, loop, credentials)
+
+    def _accept(self, stream: ServerStream, address: str) -> None:
+        authenticator = self._authenticator.with_certificate_of(stream)
+        self._reception.accept(stream, address, authenticator)
 
     def _loop_back(self) -> AnyStream:
         mine, other = LoopbackStream.pair(self._running_thread().loop)

@@ -265,7 +265,9 @@ class ServerSession(Session):
         if error.reason in _REFUSALS and self.phase is Phase.HANDSHAKE:
             self.refuse(error.reason, str(error))
         else:
-            self.close(BadTCP("corrupt_data", "not_started", str(error)))
+            # With TLS, its owner may find that the client's certificate is another node's.
+            reason = error.reason if error.reason == "tls" else "corrupt_data"
+            self.close(BadTCP(reason, "not_started", str(error)))
 
     def _end_all(self, failure: Failure) -> None:
         if self.running:

@@ -11,7 +11,6 @@ import ipaddress
 import socket
 import threading
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import TypeVar
 
 import grpc
@@ -20,6 +19,7 @@ from genrpc.errors import BadTCP
 
 from .channel import CONNECT, Line, client_options
 from .stream import ClientStream
+from .tls import ClientTls
 
 T = TypeVar("T")
 
@@ -27,18 +27,10 @@ MAX_RESOLVING = 64
 """Names looked up at once; further ones wait for their turn."""
 
 
-@dataclass(frozen=True, slots=True)
-class ClientTls:
-    """What the client shows and trusts, and by which name the server is to be checked."""
-
-    certificate: bytes
-    key: bytes
-    authority: bytes
-    server_name: str
-
-
 class Resolver:
-    """Runs what may block (name look-ups, users' discovery) beside the loop, a bounded few at once.
+    """Runs beside the loop what may block: name look-ups, users' discovery, TLS checks.
+
+    A bounded few run at once.
 
     Threads are daemons: one that hangs in the resolver must not keep the program from ending.
     """
@@ -105,7 +97,12 @@ def open_stream(
     loop: asyncio.AbstractEventLoop,
     spawn: Callable[..., object],
 ) -> ClientStream:
-    """Begin a stream on a connection of its own; a failure to connect ends it."""
+    """Begin a stream on a connection of its own; a failure to connect ends it.
+
+    With TLS, the address is the one where the server was checked.
+    """
+    if tls is not None:
+        addresses = [tls.address]
     family = "ipv6" if ":" in addresses[0] else "ipv4"
     usable = [address for address in addresses if (":" in address) == (family == "ipv6")]
     ends = ",".join(f"[{a}]:{port}" if family == "ipv6" else f"{a}:{port}" for a in usable)
@@ -113,7 +110,8 @@ def open_stream(
     if tls is None:
         channel = grpc.aio.insecure_channel(f"{family}:{ends}", options)
     else:
-        credentials = grpc.ssl_channel_credentials(tls.authority, tls.key, tls.certificate)
+        # The server's own certificate is the only one that is trusted, by whatever name.
+        credentials = grpc.ssl_channel_credentials(tls.server, tls.key, tls.certificate)
         options.append(("grpc.ssl_target_name_override", tls.server_name))
         channel = grpc.aio.secure_channel(f"{family}:{ends}", credentials, options)
     call = channel.stream_stream(CONNECT)()

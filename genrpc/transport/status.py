@@ -27,8 +27,16 @@ _TEXTS = (
     ("CERTIFICATE_VERIFY_FAILED", "tls"),
     ("WRONG_VERSION_NUMBER", "tls"),
     ("Peer name", "tls"),
+    ("verification check failed", "tls"),
+    ("Verification Check failed", "tls"),
     ("Connection attempt timed out", "connect_timeout"),
 )
+
+TLS_REFUSED = "tls: "
+"""How the details begin when a node ends a stream because of its client's certificate."""
+
+MAX_WORDS = 500
+"""Characters of a peer's sentence that are kept."""
 
 _NO_NODE = frozenset(
     {
@@ -51,6 +59,9 @@ def failure_of(error: grpc.RpcError) -> BadTCP:
                 reason, message=f"What answers at that address is no genrpc node: {details}"
             )
         return BadTCP(reason, message=_last_words(details) if reason == "tls" else "")
+    if code is grpc.StatusCode.UNAUTHENTICATED and details.startswith(TLS_REFUSED):
+        words = details[len(TLS_REFUSED) :][:MAX_WORDS]
+        return BadTCP("tls", message=f"The peer refused this node's certificate: {words}.")
     if code is grpc.StatusCode.UNIMPLEMENTED:
         return BadTCP(
             "corrupt_data",

@@ -19,7 +19,7 @@ import grpc
 
 from genrpc.errors import BadRPC, BadTCP
 
-from .status import failure_of
+from .status import TLS_REFUSED, failure_of
 
 Done = Callable[[BaseException | None], None]
 
@@ -142,6 +142,17 @@ class ServerStream(Stream):
     def __init__(self, call: Any, loop: asyncio.AbstractEventLoop) -> None:  # noqa: ANN401
         super().__init__(call, loop)
         self.over: asyncio.Future[None] = loop.create_future()
+
+    @property
+    def certificate(self) -> bytes | None:
+        """The certificate that the client showed, PEM; None without TLS."""
+        shown = self._call.auth_context().get("x509_pem_cert")
+        return shown[0] if shown else None
+
+    def refuse_certificate(self, fault: str) -> None:
+        """Let the stream, when it ends, tell the client what is wrong with its certificate."""
+        self._call.set_code(grpc.StatusCode.UNAUTHENTICATED)
+        self._call.set_details(TLS_REFUSED + fault)
 
     def half_close(self) -> None:
         """End it, after what was written."""
