@@ -8,27 +8,28 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from genrpc import testing
+from genrpc.testing import cluster, pair
 
 if TYPE_CHECKING:
     from genrpc.local_node import Node
+    from genrpc.testing.cluster_nodes import Cluster
 
 
 @pytest.fixture
 def genrpc_pair() -> Iterator[tuple[Node, Node]]:
     """Two genrpc nodes in this process, (a, b), that find each other by name."""
-    with testing.pair() as nodes:
+    with pair() as nodes:
         yield nodes
 
 
 @pytest.fixture
-def genrpc_cluster() -> Iterator[Callable[..., testing.Cluster]]:
+def genrpc_cluster() -> Iterator[Callable[..., Cluster]]:
     """A function (n, **settings) that starts genrpc nodes as processes; they end with the test."""
     with ExitStack() as stack:
         clusters = []
 
-        def start(n: int, **settings: object) -> testing.Cluster:
-            nodes = stack.enter_context(testing.cluster(n, **settings))
+        def start(n: int, **settings: object) -> Cluster:
+            nodes = stack.enter_context(cluster(n, **settings))
             clusters.append(nodes)
             return nodes
 
