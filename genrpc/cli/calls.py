@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import queue
+import sys
 from argparse import Namespace
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any, Protocol
@@ -156,19 +157,13 @@ def _outcome(key: Key) -> Outcome:
 def _report(args: Namespace) -> Iterator[_Report]:
     if args.json:
         yield _JsonLines(args.nodes)
-    elif output.is_terminal() and _has_rich():
+    elif output.is_terminal(sys.stdout) and output.has_rich():
         from genrpc.cli.live import Table
 
         with Table(args.nodes) as table:
             yield table
     else:
         yield _Lines(args.nodes)
-
-
-def _has_rich() -> bool:
-    import importlib.util
-
-    return importlib.util.find_spec("rich") is not None
 
 
 class _Lines:

@@ -7,6 +7,8 @@ from types import TracebackType
 
 from rich.console import Console
 from rich.live import Live
+from rich.progress import BarColumn, SpinnerColumn, TextColumn
+from rich.progress import Progress as RichProgress
 from rich.spinner import Spinner
 from rich.table import Table as RichTable
 from rich.text import Text
@@ -60,3 +62,30 @@ class Table:
         if isinstance(outcome, Ok):
             return Text("✓", "green"), Text(name), Text(output.text_of(outcome.value))
         return Text("✗", "red"), Text(name), Text(output.headline_of(outcome), "red")
+
+
+class Progress:
+    """A bar on standard error that goes on by one step at a time, and leaves nothing behind."""
+
+    def __init__(self, count: int) -> None:
+        columns = (SpinnerColumn(), TextColumn("{task.description:<6}"), BarColumn())
+        self._bar = RichProgress(*columns, console=Console(stderr=True), transient=True)
+        self._task = self._bar.add_task("", total=count)
+        self._is_first = True
+
+    def __enter__(self) -> Progress:
+        self._bar.start()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self._bar.stop()
+
+    def advance(self, name: str) -> None:
+        """The next step begins; `name` is shown beside the bar."""
+        self._bar.update(self._task, description=name, advance=0 if self._is_first else 1)
+        self._is_first = False

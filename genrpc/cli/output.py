@@ -13,7 +13,7 @@ import sys
 from argparse import Namespace
 from collections.abc import Callable
 from concurrent.futures import CancelledError
-from typing import Any
+from typing import Any, TextIO
 
 from genrpc.cli import codes
 from genrpc.cli.arguments import UsageError
@@ -95,10 +95,17 @@ def give_up_stdout() -> None:
     os.dup2(nowhere, sys.stdout.fileno())
 
 
-def is_terminal() -> bool:
-    """Whether standard output is a terminal on which lines may be redrawn, in colours."""
+def is_terminal(stream: TextIO) -> bool:
+    """Whether this is a terminal on which lines may be redrawn, in colours."""
     plain = os.environ.get("NO_COLOR") or os.environ.get("TERM") == "dumb"
-    return sys.stdout.isatty() and not plain
+    return stream.isatty() and not plain
+
+
+def has_rich() -> bool:
+    """Whether the extra `cli` is installed."""
+    import importlib.util
+
+    return importlib.util.find_spec("rich") is not None
 
 
 # ---------------------------------------------------------------- results and failures
