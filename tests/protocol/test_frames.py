@@ -150,7 +150,7 @@ def assert_same_chunk(found: ChunkView | None, batch: pb.CallBatch | pb.ReplyBat
 
 def without_chunk(batch: pb.CallBatch | pb.ReplyBatch) -> pb.CallBatch | pb.ReplyBatch:
     batch.ClearField("chunk")
-    batch.DiscardUnknownFields()  # type: ignore[attr-defined]  # missing in the stubs
+    batch.DiscardUnknownFields()
     return batch
 
 

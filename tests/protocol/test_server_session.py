@@ -38,7 +38,7 @@ from genrpc.protocol.pending import (
     VALUE,
     IncomingCall,
 )
-from genrpc.protocol.server_session import LEAVE_SECONDS, ServerSession
+from genrpc.protocol.server_session import LEAVE_SECONDS, Identity, ServerSession
 from genrpc.protocol.session import MAX_HANDSHAKE_FRAME, MAX_TARGETS, Limits, Phase
 
 LARGE = bytes(INLINE_BYTES + 1)
@@ -179,6 +179,16 @@ def test_malformed_hello_ends_the_session_without_a_word() -> None:
     server = make_server()
     assert greeted(server, hello(nonce=b"")) == []
     assert server.take_events() == [CORRUPT]
+
+
+def test_client_with_the_certificate_of_another_node_ends_as_tls() -> None:
+    class Certified(CookieAuthenticator):
+        def hello_fault(self, hello: pb.Hello, node: str) -> tuple[str, str] | None:
+            return "tls", "The certificate is another node's."
+
+    server = ServerSession(Identity(BETA, "i-1", "s-1"), Certified(), Limits())
+    assert greeted(server, hello()) == []
+    assert server.take_events() == [Closed(BadTCP("tls"))]
 
 
 @pytest.mark.parametrize("reason", ["overload", "draining"])
