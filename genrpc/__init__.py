@@ -44,6 +44,7 @@ if TYPE_CHECKING:
     from genrpc.errors import WorkerKilledError as WorkerKilledError
     from genrpc.keys import Key as Key
     from genrpc.local_node import Node as Node
+    from genrpc.neutral import Atom as Atom
     from genrpc.rpc import abcast as abcast
     from genrpc.rpc import apply as apply
     from genrpc.rpc import async_call as async_call
@@ -94,6 +95,7 @@ _HOMES = {
     ),
     "keys": ("Key",),
     "local_node": ("Node",),
+    "neutral": ("Atom",),
     "rpc": (
         "abcast",
         "apply",
