@@ -23,19 +23,19 @@ import threading
 import time
 import types
 from collections import deque
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
-from genrpc import codec
+from genrpc import codec, neutral
 from genrpc.errors import CodecError, Execution, Throw
 from genrpc.loops import LoopThread
 from genrpc.policy import Policy
-from genrpc.protocol.pending import ERROR, PICKLE, THROWN, VALUE, IncomingCall
+from genrpc.protocol.pending import ERROR, PICKLE, THROWN, VALUE, IncomingCall, payload_size
 from genrpc.telemetry import RateLimitedLog
 
 if TYPE_CHECKING:
-    from genrpc.protocol.pending import Outcome
+    from genrpc.protocol.pending import Encoding, Kind, Outcome, Target
 
 log = logging.getLogger("genrpc")
 
@@ -69,6 +69,29 @@ current: contextvars.ContextVar[Running | None] = contextvars.ContextVar(
 """The call that the running code runs for; None outside of any."""
 
 
+class UnaryCall(IncomingCall):
+    """A call of a unary method, whose reply may be encoded in another way than its request.
+
+    `began_at` is when a worker took it, on the loop's clock; 0.0 before.
+    """
+
+    __slots__ = ("began_at", "reply_encoding")
+
+    def __init__(
+        self,
+        target: Target,
+        kind: Kind,
+        encoding: int,
+        reply_encoding: int,
+        deadline: float | None,
+        head: bytes,
+        buffers: Sequence[bytes] = (),
+    ) -> None:
+        super().__init__(0, target, kind, cast("Encoding", encoding), deadline, head, buffers)
+        self.reply_encoding = reply_encoding
+        self.began_at = 0.0
+
+
 class _RefusedError(Exception):
     """The call cannot be run; `reply` is the encoded error."""
 
@@ -98,6 +121,7 @@ class Executor:
         max_workers: int,
         nonblocking: frozenset[str] = frozenset(),
         tracebacks: bool = True,
+        max_depth: int = 100,
     ) -> None:
         self.policy = policy
         self._loop = loop
@@ -105,6 +129,7 @@ class Executor:
         self._max_workers = max_workers
         self._nonblocking = nonblocking
         self._tracebacks = tracebacks
+        self._max_depth = max_depth
         self._queue: queue.SimpleQueue[IncomingCall | Callable[[], object] | None]
         self._queue = queue.SimpleQueue()
         self._workers: set[_Worker] = set()
@@ -131,7 +156,8 @@ class Executor:
         if call.lane is not None and not self._enter_lane(call):
             return
         route = self._routes.get(call.target[:2]) if self._routes else None
-        if route is None:
+        if route is None or call.encoding != PICKLE:
+            # Neutral arguments take many times longer to decode: always on a worker.
             self.put(call)
         elif route == "coroutine":
             self._coroutine_thread().call(self._run, call)
@@ -324,7 +350,7 @@ class Executor:
         module_name, function_name, version = call.target
         module = sys.modules.get(module_name)
         if module is None or getattr(module, "__spec__", None) is None or _is_initializing(module):
-            module = self._import(module_name, version)
+            module = self._import(call)
         if version and str(getattr(module, "__version__", None)) != version:
             raise _RefusedError(_incompatible(module, version))
         try:
@@ -332,38 +358,42 @@ class Executor:
             for part in function_name.split("."):
                 target = getattr(target, part)
         except Exception as exc:  # a module's or a class's own __getattr__ may raise anything
-            raise _RefusedError(self._missing(exc)) from None
+            raise _RefusedError(self._missing(call, exc)) from None
         if not self.policy.admits(module, module_name, function_name, target):
             raise _RefusedError(unauthorized(module_name, function_name))
         if not callable(target):
             fault = f"{module_name}:{function_name} is no function: it cannot be called"
-            raise _RefusedError(self._missing(TypeError(fault)))
+            raise _RefusedError(self._missing(call, TypeError(fault)))
         if "." in function_name and not _is_method(module_name, module, function_name):
             fault = f"{module_name}:{function_name} is no method of a class that it defines"
-            raise _RefusedError(self._missing(AttributeError(fault)))
+            raise _RefusedError(self._missing(call, AttributeError(fault)))
         name = (module_name, function_name)
         if name not in self._routes and self._is_nonblocking(name, target):
             self._routes[name] = "nonblocking"
         return target
 
-    def _import(self, name: str, version: str) -> types.ModuleType:
+    def _import(self, call: IncomingCall) -> types.ModuleType:
+        name, _, version = call.target
         try:
             return importlib.import_module(name)
         except BaseException as exc:  # importing runs code, which may raise anything
             if version and isinstance(exc, ModuleNotFoundError):
                 raise _RefusedError(_incompatible(None, version)) from None
-            raise _RefusedError(self._missing(exc)) from None
+            raise _RefusedError(self._missing(call, exc)) from None
 
-    def _missing(self, exc: BaseException) -> bytes:
+    def _missing(self, call: IncomingCall, exc: BaseException) -> bytes:
         reason = "undef" if isinstance(exc, (ImportError, AttributeError)) else "exit"
         return codec.encode_exception(
-            exc, execution="not_started", reason=reason, tracebacks=self._tracebacks
+            exc,
+            execution="not_started",
+            reason=reason,
+            tracebacks=self._tracebacks,
+            pickles=call.encoding == PICKLE,
         )
 
     def _arguments(self, call: IncomingCall) -> tuple[tuple[object, ...], dict[str, object]]:
         if call.encoding != PICKLE:
-            message = f"This node does not know the payload encoding {call.encoding}."
-            raise _RefusedError(codec.encode_error("bad_arguments", "not_started", message))
+            return self._neutral_arguments(call)
         policy = self.policy
         try:
             return codec.decode_arguments(
@@ -372,8 +402,24 @@ class Executor:
                 unpickle=policy.unpickle if policy.restricts_pickles else None,
             )
         except CodecError as exc:
-            reply = codec.encode_error("bad_arguments", "not_started", str(exc))
-            raise _RefusedError(reply) from None
+            raise _RefusedError(_bad_arguments(str(exc))) from None
+
+    def _neutral_arguments(
+        self, call: IncomingCall
+    ) -> tuple[tuple[object, ...], dict[str, object]]:
+        if isinstance(call, UnaryCall):
+            call.began_at = time.monotonic()
+        elif call.encoding == neutral.VALUES:
+            raise _RefusedError(_bad_arguments("That payload encoding is none of the stream's."))
+        try:
+            return neutral.decode_arguments(
+                call.encoding, call.head, call.buffers, max_depth=self._max_depth
+            )
+        except CodecError as exc:
+            raise _RefusedError(_bad_arguments(str(exc))) from None
+        except Exception:  # whatever it is, it must not take the worker along
+            log.exception("Decoding arguments failed")
+            raise _RefusedError(_bad_arguments("The arguments cannot be decoded.")) from None
 
     # ------------------------------------------------------------ coroutines
 
@@ -414,7 +460,12 @@ class Executor:
         if call.is_cast and not call.cancelled:
             key = (call.target, type(exc))
             self._log.warning(key, "A cast of %s:%s raised %r", *call.target[:2], _shown(exc))
-        reply = codec.encode_exception(exc, execution="finished", tracebacks=self._tracebacks)
+        reply = codec.encode_exception(
+            exc,
+            execution="finished",
+            tracebacks=self._tracebacks,
+            pickles=call.encoding == PICKLE,
+        )
         self._answer(call, ERROR, reply)
 
     def _answer_value(self, call: IncomingCall, outcome: Outcome, value: object) -> None:
@@ -428,13 +479,16 @@ class Executor:
             )
             self._answer_failure(call, "bad_result", "finished", message)
             return
+        if call.encoding != PICKLE:
+            self._answer_neutral(call, outcome, value)
+            return
         try:
             # A snapshot: the function may go on to change what it returned.
             head, buffers = codec.encode_value(value, snapshot=True)
         except CodecError as exc:
             self._answer_failure(call, "bad_result", "finished", str(exc))
             return
-        size = len(head) + sum(memoryview(buffer).nbytes for buffer in buffers)
+        size = payload_size(head, buffers) if buffers else len(head)
         if size > call.max_reply_bytes:
             message = (
                 f"The result has {size} bytes, over max_message_bytes ({call.max_reply_bytes})."
@@ -442,6 +496,22 @@ class Executor:
             self._answer_failure(call, "too_large", "finished", message)
             return
         self._answer(call, outcome, head, buffers)
+
+    def _answer_neutral(self, call: IncomingCall, outcome: Outcome, value: object) -> None:
+        encoding = call.reply_encoding if isinstance(call, UnaryCall) else call.encoding
+        try:
+            head = neutral.encode_value(
+                encoding, value, max_depth=self._max_depth, max_bytes=call.max_reply_bytes
+            )
+        except neutral.OversizeError as exc:
+            self._answer_failure(call, "too_large", "finished", str(exc))
+        except CodecError as exc:
+            self._answer_failure(call, "bad_result", "finished", str(exc))
+        except Exception:  # whatever it is, the caller gets an answer
+            log.exception("Encoding a result of %s:%s failed", *call.target[:2])
+            self._answer_failure(call, "bad_result", "finished", "The result cannot be encoded.")
+        else:
+            self._answer(call, outcome, head)
 
     def _answer_failure(
         self, call: IncomingCall, reason: str, execution: Execution, message: str
@@ -469,6 +539,10 @@ def unauthorized(module: str, function: str) -> bytes:
         " rpc_module_list."
     )
     return codec.encode_error("unauthorized", "not_started", message)
+
+
+def _bad_arguments(message: str) -> bytes:
+    return codec.encode_error("bad_arguments", "not_started", message)
 
 
 def _incompatible(module: types.ModuleType | None, version: str) -> bytes:

@@ -34,6 +34,7 @@ from genrpc.protocol.pending import (
     CALL,
     ERROR,
     ORDERED_CAST,
+    PICKLE,
     IncomingCall,
     Target,
 )
@@ -46,6 +47,12 @@ from genrpc.transport.pump import AnyStream, Pump
 log = logging.getLogger("genrpc")
 
 MAX_REMEMBERED_VERDICTS = 4096
+
+NO_PICKLE = codec.encode_error(
+    "bad_arguments",
+    "not_started",
+    "This stream did not ask for pickles in its hello: send the number of another encoding.",
+)
 
 CLOSE_SECONDS = 1.0
 """How long callers may take to close their streams when the node stops."""
@@ -259,6 +266,9 @@ class InboundStream:
 
     def _admit(self, call: IncomingCall) -> None:
         session = self.session
+        if call.encoding == PICKLE and not session.pickle_allowed:
+            session.reply(call, ERROR, NO_PICKLE)
+            return
         refusal = self._reception.refusal(call, session.peer)
         if refusal is not None:
             session.reply(call, ERROR, refusal)
