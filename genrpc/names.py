@@ -203,9 +203,18 @@ def check_target(module: object, function: object) -> tuple[str, str, str]:
     name, version = module
     if version is None:
         raise TypeError("the version of a module is text, not None; give the module alone for any")
-    if not str(version) or "\0" in str(version):
+    if not str(version) or "\0" in str(version) or not _is_unicode(str(version)):
         raise ValueError(f"{version!r} is no version; give the module alone for any version")
     return _checked_target(str(name), str(function), str(version))
+
+
+def _is_unicode(text: str) -> bool:
+    """Whether UTF-8 can carry the text: it cannot carry lone surrogates."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 @lru_cache(maxsize=4096)

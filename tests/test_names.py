@@ -225,6 +225,7 @@ def test_targets_are_checked_and_taken_apart(module, function, target):
         ("m", "<lambda>"),
         (("m", ""), "f"),
         (("m", "1\0"), "f"),
+        (("m", "\ud800"), "f"),
     ],
 )
 def test_what_names_no_target_is_a_value_error(module, function):
