@@ -10,25 +10,31 @@ from __future__ import annotations
 
 import asyncio
 import concurrent.futures
+import logging
 import threading
 from collections import deque
 from collections.abc import Callable, Coroutine
 from typing import Generic, TypeVar
 
+log = logging.getLogger("genrpc")
+
 T = TypeVar("T")
 
 _START_SECONDS = 30.0
+_CANCEL_SECONDS = 1.0
 
 
 class LoopThread:
     """An event loop in a daemon thread of its own.
 
-    `run`, `call` and `stop` are for other threads, the rest for the loop's.
+    `run`, `call` and `stop` are for other threads, the rest for the loop's. Nothing that runs on
+    the loop ends it but `stop`.
     """
 
     def __init__(self, name: str) -> None:
         self.loop = asyncio.new_event_loop()
         self._tasks: set[asyncio.Task[object]] = set()
+        self._stopping = False
         self._thread = threading.Thread(target=self._run, name=name, daemon=True)
         started = threading.Event()
         self.loop.call_soon(started.set)
@@ -39,7 +45,24 @@ class LoopThread:
 
     def _run(self) -> None:
         asyncio.set_event_loop(self.loop)
-        self.loop.run_forever()
+        while not self._stopping:
+            try:
+                self.loop.run_forever()
+            except (SystemExit, KeyboardInterrupt):
+                # asyncio lets these two out of a task of somebody's code; they end that task,
+                # not the loop of all others.
+                log.exception("A task of the loop %s raised", threading.current_thread().name)
+        self._cancel_tasks()
+        self.loop.close()
+
+    def _cancel_tasks(self) -> None:
+        """Let what still runs end, as asyncio.run does; what does not end is left."""
+        tasks = asyncio.all_tasks(self.loop)
+        for task in tasks:
+            task.cancel()
+        if tasks:
+            self.loop.run_until_complete(asyncio.wait(tasks, timeout=_CANCEL_SECONDS))
+        self.loop.run_until_complete(self.loop.shutdown_asyncgens())
 
     def call(self, function: Callable[..., object], *args: object) -> None:
         """Have `function(*args)` called on the loop thread, soon."""
@@ -67,12 +90,11 @@ class LoopThread:
         task.add_done_callback(self._tasks.discard)
         return task
 
-    def stop(self, timeout: float) -> None:
-        """Stop the loop and wait for its thread, `timeout` seconds at most."""
+    def stop(self, timeout: float = 0.0) -> None:
+        """Stop the loop and cancel its tasks; waits `timeout` seconds at most for its thread."""
+        self._stopping = True
         self.loop.call_soon_threadsafe(self.loop.stop)
         self._thread.join(timeout)
-        if not self._thread.is_alive():
-            self.loop.close()
 
 
 class Mailbox(Generic[T]):
