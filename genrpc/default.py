@@ -12,8 +12,8 @@ import os
 import threading
 from collections.abc import Iterator
 
-from genrpc.names import DEFAULT_HOST, program_name
 from genrpc.local_node import Node, running_node
+from genrpc.names import DEFAULT_HOST, program_name
 from genrpc.settings import Settings
 from genrpc.transport.loop import check_not_forked
 

@@ -46,8 +46,8 @@ from genrpc.errors import (
     error_of,
 )
 from genrpc.keys import Key
-from genrpc.names import parse_destination
 from genrpc.local_node import DEFAULT, Node, encode
+from genrpc.names import parse_destination
 from genrpc.protocol.pending import BLOCK_CALL, CAST, ORDERED_CAST
 
 __all__ = [

@@ -136,8 +136,8 @@ class Reception:
             if self.calls_of[peer] >= self.settings.max_calls:
                 self.counters.add("refused_overload")
                 message = (
-                    f"{self.node} has {self.settings.max_calls} calls of {peer} already (max_calls):"
-                    " call again later."
+                    f"{self.node} has {self.settings.max_calls} calls of {peer} already"
+                    " (max_calls): call again later."
                 )
                 return codec.encode_error("overload", "not_started", message)
             self.calls_of[peer] += 1
