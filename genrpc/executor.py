@@ -15,7 +15,9 @@ from __future__ import annotations
 
 import asyncio
 import contextvars
+import functools
 import importlib
+import inspect
 import logging
 import queue
 import sys
@@ -147,6 +149,7 @@ class Executor:
         # a worker is; what is not here is for workers.
         self._routes: dict[tuple[str, str], str] = {}
         self._stalled: set[tuple[str, str]] = set()
+        self._stopped = False
         self._log = RateLimitedLog(log)
 
     # ------------------------------------------------------------ the loop thread's side
@@ -160,16 +163,18 @@ class Executor:
             # Neutral arguments take many times longer to decode: always on a worker.
             self.put(call)
         elif route == "coroutine":
-            self._coroutine_thread().call(self._run, call)
+            self._coroutine_thread().call(self._run_surely, call)
         else:
             self._run_in_place(call)
 
     def put(self, work: IncomingCall | Callable[[], object]) -> None:
         """Have a worker run a call, or call a function; on the loop thread."""
         self._queue.put(work)
-        if not self._workers:
+        if not self._workers or self._stopped:
             self._start_worker()
-        if self._look is None and len(self._workers) < self._max_workers:
+        if self._stopped:  # a callback of a key, say; its worker goes again at once
+            self._queue.put(None)
+        elif self._look is None and len(self._workers) < self._max_workers:
             self._look = self._loop.call_later(LOOK_SECONDS, self._look_at_queue)
 
     def cancel(self, call: IncomingCall) -> None:
@@ -179,14 +184,19 @@ class Executor:
             self._coroutines.call(call.task.cancel)
 
     def stop(self) -> None:
-        """Let the workers go; what still runs on them is left alone. On the loop thread."""
+        """Let the workers go; what still runs on them is left alone. On the loop thread.
+
+        Coroutines are cancelled.
+        """
         for timer in (self._look, self._retire):
             if timer is not None:
                 timer.cancel()
+        with self._coroutines_lock:
+            self._stopped = True
+            if self._coroutines is not None:
+                self._coroutines.stop()
         for _ in self._workers:
             self._queue.put(None)
-        if self._coroutines is not None:
-            self._coroutines.call(self._coroutines.loop.stop)
 
     def statistics(self) -> dict[str, int]:
         """How many workers there are and how busy they are."""
@@ -214,12 +224,16 @@ class Executor:
     def _start_worker(self) -> None:
         worker = _Worker()
         self._workers.add(worker)
-        threading.Thread(
-            target=self._work,
-            args=(worker,),
-            name=f"genrpc-worker-{len(self._workers)}",
-            daemon=True,
-        ).start()
+        try:
+            threading.Thread(
+                target=self._work,
+                args=(worker,),
+                name=f"genrpc-worker-{len(self._workers)}",
+                daemon=True,
+            ).start()
+        except RuntimeError as exc:  # the system has no more threads: the next look tries again
+            self._workers.discard(worker)
+            self._log.warning("threads", "No further worker could be started: %s", exc)
         if self._retire is None and len(self._workers) > 1:
             self._retire = self._loop.call_later(RETIRE_SECONDS, self._retire_surplus)
 
@@ -258,9 +272,7 @@ class Executor:
             self._loop.call_soon_threadsafe(self._see_to_queue)
 
     def _see_to_queue(self) -> None:
-        if self._look is None and self._queue.qsize():
-            if not self._workers:
-                self._start_worker()
+        if self._look is None and self._queue.qsize() and not self._stopped:
             self._look = self._loop.call_later(LOOK_SECONDS, self._look_at_queue)
 
     # ------------------------------------------------------------ the workers' side
@@ -274,7 +286,10 @@ class Executor:
             if work is None:
                 break
             if isinstance(work, IncomingCall):
-                self._run(work)
+                try:  # not by _run_surely: a call less for each call
+                    self._run(work)
+                except BaseException as exc:
+                    self._broke(work, exc)
             else:
                 self._call_back(work)
             self._ended += 1
@@ -285,6 +300,17 @@ class Executor:
             function()
         except BaseException:  # a user's callback; it must not take the worker along
             log.exception("A callback of a call raised")
+
+    def _run_surely(self, call: IncomingCall) -> None:
+        try:
+            self._run(call)
+        except BaseException as exc:
+            self._broke(call, exc)
+
+    def _broke(self, call: IncomingCall, exc: BaseException) -> None:
+        """No call may take its thread along, nor stay unanswered, whatever is wrong here."""
+        log.error("Running %s:%s went wrong", *call.target[:2], exc_info=exc)
+        self._answer(call, ERROR, codec.encode_exception(exc, execution="unknown"))
 
     def _run(self, call: IncomingCall) -> None:
         """Run a call to its end, or to the point where its coroutine was started."""
@@ -298,6 +324,9 @@ class Executor:
         except _RefusedError as refused:
             self._answer(call, ERROR, refused.reply)
             return
+        except BaseException as exc:  # a module's or a class's own code ran on the way
+            self._answer(call, ERROR, self._missing(exc))
+            return
         call.head, call.buffers = b"", ()  # not to be kept while the function runs
         token = current.set(Running(self._node, call))
         try:
@@ -308,7 +337,9 @@ class Executor:
         finally:
             current.reset(token)
         if result.__class__ is types.CoroutineType:
-            self._routes[call.target[:2]] = "coroutine"
+            # Only where it is sure of the next one too: genrpc.apply, for one, may block.
+            if inspect.iscoroutinefunction(function):
+                self._routes[call.target[:2]] = "coroutine"
             self._await(call, result)
         else:
             self._answer_value(call, VALUE, result)
@@ -323,7 +354,7 @@ class Executor:
             self.put(call)
             return
         begin = time.monotonic()
-        self._run(call)
+        self._run_surely(call)
         taken = time.monotonic() - begin
         if taken > STALL_SECONDS and name in self._routes:
             self._routes.pop(name)
@@ -425,16 +456,22 @@ class Executor:
 
     def _coroutine_thread(self) -> LoopThread:
         with self._coroutines_lock:
+            if self._stopped:
+                raise RuntimeError("the node was stopped before the coroutine began")
             if self._coroutines is None:
                 self._coroutines = LoopThread("genrpc-coroutines")
             return self._coroutines
 
     def _await(self, call: IncomingCall, coroutine: types.CoroutineType[Any, Any, object]) -> None:
-        thread = self._coroutine_thread()
-        if threading.get_ident() == thread.ident:
-            call.task = thread.spawn(self._supervise(call, coroutine))
-        else:
-            thread.call(self._await, call, coroutine)
+        try:
+            thread = self._coroutine_thread()
+            if threading.get_ident() == thread.ident:
+                call.task = thread.spawn(self._supervise(call, coroutine))
+            else:
+                thread.call(self._await, call, coroutine)
+        except RuntimeError as exc:
+            coroutine.close()
+            self._answer_exception(call, exc)
 
     async def _supervise(
         self, call: IncomingCall, coroutine: types.CoroutineType[Any, Any, object]
@@ -447,9 +484,13 @@ class Executor:
                 raise asyncio.CancelledError
             result = await coroutine
         except BaseException as exc:  # as in _run; a cancellation is the caller's or its own
-            self._answer_exception(call, exc)
+            answer = functools.partial(self._answer_exception, call, exc)
         else:
-            self._answer_value(call, VALUE, result)
+            answer = functools.partial(self._answer_value, call, VALUE, result)
+        try:
+            answer()
+        except BaseException as exc:
+            self._broke(call, exc)
 
     # ------------------------------------------------------------ answering
 
@@ -569,5 +610,5 @@ def _is_method(module_name: str, module: types.ModuleType, function_name: str) -
 def _shown(exc: BaseException) -> str:
     try:
         return repr(exc)
-    except Exception:  # a user's own __repr__ may raise
+    except BaseException:  # a user's own __repr__ may raise anything
         return f"<unprintable {type(exc).__name__}>"

@@ -4,10 +4,9 @@ import logging
 import threading
 
 import pytest
+from waiting import SECONDS
 
 from genrpc.loops import LoopThread, Mailbox
-
-SECONDS = 10.0
 
 
 @pytest.fixture
