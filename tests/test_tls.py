@@ -33,7 +33,7 @@ from genrpc.local_node import Node
 from genrpc.security import make_authority, make_certificate
 from genrpc.settings import Settings
 from genrpc.transport.channel import CONNECT
-from genrpc.transport.tls import Certificates, check_server
+from genrpc.transport.tls import Certificates, certificate_fault, check_server
 
 COOKIE = "a cookie for these tests"
 WAIT = 10.0
@@ -244,15 +244,15 @@ def test_nothing_goes_over_the_wire_in_clear(start, authority):
     heard = bytearray()
 
     def pass_on(one: socket.socket, other: socket.socket) -> None:
-        with suppress(OSError):  # the other way is cut as well then
+        with suppress(OSError):
             while data := one.recv(65536):
                 heard.extend(data)
                 other.sendall(data)
+        with suppress(OSError):  # the other way may have been cut before
             other.shutdown(socket.SHUT_RDWR)
 
     def listen_in(line: socket.socket) -> None:
-        onward = socket.create_connection(("127.0.0.1", b.port), WAIT)
-        with onward:
+        with socket.create_connection(("127.0.0.1", b.port), WAIT) as onward:
             back = threading.Thread(target=pass_on, args=(onward, line), daemon=True)
             back.start()
             pass_on(line, onward)
@@ -405,12 +405,33 @@ def test_expired_client_certificate_is_not_heard(start, tmp_path):
     assert first_words(client_context(written(tmp_path / "c", good, ca)), b.port) != b""
 
 
+def shaking_hands(context: ssl.SSLContext) -> Callable[[socket.socket], object]:
+    """Serve by a TLS handshake, whatever comes of it, and no more."""
+
+    def serve(line: socket.socket) -> None:
+        talk = context.wrap_socket(line, server_side=True, do_handshake_on_connect=False)
+        with suppress(OSError):
+            talk.do_handshake()
+        with socket.socket(fileno=talk.detach()) as plain:
+            plain.settimeout(WAIT)
+            finish(plain)
+
+    return serve
+
+
+def finish(line: socket.socket) -> None:
+    """End a connection so that what was sent is read: unread bytes would make it a reset."""
+    line.shutdown(socket.SHUT_WR)
+    while line.recv(65536):
+        pass
+
+
 def test_expired_server_certificate(start, tmp_path):
     ca = trustme.CA()
     a = start("a@127.0.0.1", written(tmp_path / "a", ca.issue_cert("127.0.0.1"), ca))
     old = ca.issue_cert("127.0.0.1", not_after=expired())
     context = server_context(written(tmp_path / "b", old, ca))
-    with server(lambda line: context.wrap_socket(line, server_side=True).close()) as port:
+    with server(shaking_hands(context)) as port:
         failure = refused(a, f"b@127.0.0.1:{port}")
     assert failure.reason == "tls"
     assert "expired" in failure.message
@@ -460,7 +481,7 @@ def test_alert_in_the_handshake_is_told_of(start, authority, other_authority):
         {**made(authority, "b@127.0.0.1"), "cacertfile": str(other_authority / "ca.crt")}
     )
     context.maximum_version = ssl.TLSVersion.TLSv1_2
-    with server(lambda line: context.wrap_socket(line, server_side=True).close()) as port:
+    with server(shaking_hands(context)) as port:
         failure = refused(a, f"b@127.0.0.1:{port}")
     assert failure.reason == "tls"
     assert "ALERT_UNKNOWN_CA" in failure.message
@@ -471,7 +492,7 @@ def test_alert_after_the_handshake_is_told_of(start, authority, other_authority)
     context = server_context(
         {**made(authority, "b@127.0.0.1"), "cacertfile": str(other_authority / "ca.crt")}
     )
-    with server(lambda line: context.wrap_socket(line, server_side=True).close()) as port:
+    with server(shaking_hands(context)) as port:
         failure = refused(a, f"b@127.0.0.1:{port}")
     assert failure.reason == "tls"
     assert "hung up" in failure.message
@@ -490,6 +511,7 @@ def test_server_that_hangs_up_in_the_handshake(start, authority):
         with pytest.raises(ssl.SSLWantReadError):
             talk.do_handshake()
         line.sendall(ours.read())
+        finish(line)
 
     with server(hello_and_no_more) as port:
         failure = refused(a, f"b@127.0.0.1:{port}")
@@ -644,10 +666,53 @@ def test_former_files_stay_in_use_while_the_new_ones_are_broken(
     assert "are in use; the certificate ends on" in caplog.text
 
 
+def certificates_of(files: Files, node: str) -> Certificates:
+    return Certificates(Settings(cookie=COOKIE, **files), node)
+
+
+def test_current_files_are_read_again_when_they_change(authority, other_authority):
+    files = made(authority, "b@127.0.0.1")
+    certificates = certificates_of(files, "b@127.0.0.1")
+    former = certificates.current()
+    assert certificates.current() is former
+    replace(files, made(other_authority, "b@127.0.0.1"))
+    renewed = certificates.current()
+    assert renewed.files.certificate == Path(files["certfile"]).read_bytes()
+    assert renewed.files.certificate != former.files.certificate
+    replace(files, files)
+    assert certificates.current() is renewed
+
+
+def test_broken_files_are_told_of_once_until_they_change(authority, caplog):
+    files = made(authority, "b@127.0.0.1")
+    certificates = certificates_of(files, "b@127.0.0.1")
+    former = certificates.current()
+    key = Path(files["keyfile"]).read_bytes()
+    for content in (b"no key", b"no key at all"):
+        Path(files["keyfile"]).write_bytes(content)
+        assert certificates.current() is former
+        assert certificates.current() is former
+    assert caplog.text.count("holds no private key") == 1
+    os.remove(files["keyfile"])
+    assert certificates.current() is former
+    assert "There is no key file" in caplog.text
+    Path(files["keyfile"]).touch(0o600)
+    Path(files["keyfile"]).write_bytes(key)
+    assert certificates.current() is former  # their content is what it was
+    os.chmod(files["keyfile"], 0o644)
+    Path(files["keyfile"]).write_bytes(key + b"\n")
+    assert certificates.current() is former
+    assert "chmod 600" in caplog.text
+
+
+def test_certificate_that_cannot_be_read_is_nobodys():
+    assert "a certificate of nobody" in (certificate_fault(b"garbage", "a@127.0.0.1") or "")
+
+
 def test_key_never_shows(start, authority):
     files = made(authority, "a@127.0.0.1")
     a = start("a@127.0.0.1", files)
-    certificates = Certificates(Settings(cookie=COOKIE, **files), "a@127.0.0.1")
+    certificates = certificates_of(files, "a@127.0.0.1")
     found = check_server(certificates, a.name, ["127.0.0.1"], a.port, time.monotonic() + WAIT)
     secret = Path(files["keyfile"]).read_text().splitlines()[1]
     assert secret not in repr(found)

@@ -107,8 +107,7 @@ class Certificates:
         stamps = self._look()
         if stamps != self._stamps:
             with self._lock:
-                if stamps != self._stamps:
-                    self._reload(stamps)
+                self._reload(stamps)
         return self._loaded
 
     def server_credentials(self) -> grpc.ServerCredentials:
@@ -295,7 +294,7 @@ def _handshake(
         line.settimeout(_left(deadline))
         try:
             line.do_handshake()
-        except ssl.SSLEOFError:
+        except (ssl.SSLEOFError, ConnectionError):
             if line.cipher() is None:  # not even a hello came
                 raise
             return _refused(where)
