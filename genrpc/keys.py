@@ -13,19 +13,54 @@ import threading
 import weakref
 from collections.abc import Callable
 from concurrent.futures import CancelledError, Future
-from typing import Any
+from typing import Any, Protocol
 
 from genrpc import codec
 from genrpc.errors import BadRPC, BadTCP, CallError, CodecError, Throw, error_of
 from genrpc.loops import Mailbox
 from genrpc.protocol.pending import ERROR, THROWN, Call
+from genrpc.settings import Settings
 
 # The states of concurrent.futures, whose functions look at them.
 _PENDING = "PENDING"
 _FINISHED = "FINISHED"
 _CANCELLED = "CANCELLED_AND_NOTIFIED"
 
-_creation = threading.Lock()  # of conditions: rare, short
+# One lock for all keys: what it guards takes less than making a lock would.
+_creation = threading.Lock()  # of conditions
+_ending = threading.Lock()  # of keys: by their call or by cancel(), and by which thread
+
+
+class Peer(Protocol):
+    """To whom a key's call was handed over."""
+
+    def cancel(self, call: Call, /) -> None:
+        """Give the call up."""
+
+
+class Backstage(Protocol):
+    """What a key needs of its node."""
+
+    settings: Settings
+
+    def call_back(self, function: Callable[[], object], /) -> None:
+        """Have a worker call a function."""
+
+    def call_later(self, seconds: float, function: Callable[[], object], /) -> None:
+        """Have the loop thread call a function after a while; on the loop thread."""
+
+
+class Cast(Call):
+    """A call that nobody waits for; `told` learns of its failure."""
+
+    __slots__ = ("peer", "told")
+
+    peer: Any  # to which it went
+    told: Callable[[Cast], object]
+
+    def wake(self) -> None:
+        """It was lost."""
+        self.told(self)
 
 
 def take(call: Call) -> Any:  # noqa: ANN401  # whatever the function returned
@@ -52,23 +87,22 @@ class Key(Future[Any]):
     it: the lock and the lists of a plain future are made only then.
     """
 
-    def __init__(  # not Future's: see above
-        self,
-        cancel: Callable[[Call], object],
-        call_back: Callable[[Callable[[], object]], object],
-    ) -> None:
+    # In slots, and no reference to a bound method: ten thousand keys at once are less work
+    # for the garbage collector by half.
+    __slots__ = ("_call", "_lazy_condition", "_node", "_outcome", "_peer", "_state", "is_received")
+
+    def __init__(self, call: Call, peer: Peer, node: Backstage) -> None:  # not Future's: see above
+        self._call = call
+        self._peer = peer
+        self._node = node
         self._state = _PENDING
-        self._call: Call | None = None
-        self._cancel_call = cancel
-        self._call_back = call_back
-        self._claim = [None]  # who pops it ends the key
+        self._outcome: tuple[Any, BaseException | None] | None = None
         self._lazy_condition: threading.Condition | None = None
         self.is_received = False  # its response was taken, or given up, in erpc's sense
 
     def __repr__(self) -> str:
         """Show the target and the state."""
-        target = ":".join(self._call.target[:2]) if self._call is not None else "?"
-        return f"<Key {target} {self._state.lower()}>"
+        return f"<Key {':'.join(self._call.target[:2])} {self._state.lower()}>"
 
     # ------------------------------------------------------------ what Future's code uses
 
@@ -89,22 +123,28 @@ class Key(Future[Any]):
 
     def finish(self) -> None:
         """The call has ended: what waits is woken."""
-        try:
-            self._claim.pop()
-        except IndexError:  # it was cancelled
-            return
-        # In this order: who makes the condition after this sees the state, and needs no
-        # notice; who made it before is seen here.
-        self._state = _FINISHED
+        if self._end(_FINISHED):
+            expiry = self._node.settings.async_call_inactivity_timeout
+            if expiry is not None:
+                self._node.call_later(expiry, self.expire)
+
+    def _end(self, state: str) -> bool:
+        with _ending:
+            if self._state != _PENDING:
+                return False
+            # Who makes the condition after this sees the state, and needs no notice; who
+            # made it before is seen here.
+            self._state = state
         if self._lazy_condition is not None:
             self._notify()
+        return True
 
     def _notify(self) -> None:
         with self._condition:
             for waiter in self._waiters:
                 if self._state == _CANCELLED:
                     waiter.add_cancelled(self)
-                elif self._call is None or self._call.failure or self._call.outcome == ERROR:
+                elif self._call.failure or self._call.outcome == ERROR:
                     waiter.add_exception(self)
                 else:
                     waiter.add_result(self)
@@ -114,31 +154,23 @@ class Key(Future[Any]):
         for told in watchers:
             told(self)
         if callbacks:
-            self._call_back(self._invoke_callbacks)  # type: ignore[attr-defined]  # Future's
+            self._node.call_back(self._invoke_callbacks)  # type: ignore[attr-defined]  # Future's
 
     def expire(self) -> None:
         """Nobody took the outcome in time: it is let go."""
-        expired = error_of(BadRPC("expired", "finished"))
-        if self.__dict__.setdefault("_outcome", (None, expired))[1] is expired:
-            self._drop_payload()
+        with _ending:
+            if self._outcome is not None:
+                return
+            self._outcome = None, error_of(BadRPC("expired", "finished"))
+        self._drop_payload()
 
     # ------------------------------------------------------------ anybody's side
 
-    def begin(self, call: Call) -> None:
-        """Say for which call this is; before it is handed over."""
-        self._call = call
-
     def cancel(self) -> bool:
         """Give the call up; False if it has its outcome already. The peer is told."""
-        try:
-            self._claim.pop()
-        except IndexError:
+        if not self._end(_CANCELLED):
             return self._state == _CANCELLED
-        self._state = _CANCELLED
-        if self._lazy_condition is not None:
-            self._notify()
-        if self._call is not None:
-            self._cancel_call(self._call)
+        self._peer.cancel(self._call)
         return True
 
     def done(self) -> bool:
@@ -192,9 +224,13 @@ class Key(Future[Any]):
             )
         if self._state == _CANCELLED:
             raise CancelledError
-        found = self.__dict__.get("_outcome")
+        found = self._outcome
         if found is None:
-            found = self.__dict__.setdefault("_outcome", self._decoded())
+            found = self._decoded()
+            with _ending:  # in several threads at once, the first decides
+                if self._outcome is None:
+                    self._outcome = found
+                found = self._outcome
             self._drop_payload()
         value, error = found
         # A fresh exception each time: one that is raised in several threads at once would
@@ -202,16 +238,13 @@ class Key(Future[Any]):
         return value, error if not isinstance(error, CallError) else error_of(error.value)
 
     def _decoded(self) -> tuple[Any, BaseException | None]:
-        assert self._call is not None
         try:
             return take(self._call), None
         except (CallError, Throw, CancelledError) as exc:
             return None, exc
 
     def _drop_payload(self) -> None:
-        call = self._call
-        if call is not None:
-            call.head, call.buffers = b"", ()
+        self._call.head, self._call.buffers = b"", ()
 
 
 def value_of(error: BaseException) -> BadRPC | BadTCP:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import atexit
+import functools
 import logging
 import sys
 import threading
@@ -22,7 +23,7 @@ from genrpc import codec, discovery, security
 from genrpc.errors import BadRPC, BadTCP, error_of
 from genrpc.executor import Executor, current
 from genrpc.inbound import Reception
-from genrpc.keys import Key, loop_waiters, take
+from genrpc.keys import Cast, Key, loop_waiters, take
 from genrpc.loops import LoopThread
 from genrpc.names import (
     Destination,
@@ -33,7 +34,7 @@ from genrpc.names import (
 )
 from genrpc.peers import Peer, Steps, Surroundings
 from genrpc.policy import Policy
-from genrpc.protocol.pending import CALL, Call
+from genrpc.protocol.pending import CALL, CAST, ORDERED_CAST, Call
 from genrpc.protocol.session import Limits
 from genrpc.settings import Settings
 from genrpc.telemetry import Counters, Hooks, RateLimitedLog
@@ -59,6 +60,9 @@ WAKE_SLACK_SECONDS = 5.0
 
 MAX_ALIASES = 65_536
 """Spellings of destinations that are remembered with their peers."""
+
+
+_CASTS = (CAST, ORDERED_CAST)
 
 
 class _Default:
@@ -95,6 +99,7 @@ class Node:
         self._registration: discovery.Registration | None = None
         self._heal: asyncio.TimerHandle | None = None
         self._cast_log = RateLimitedLog(log)
+        self._told_of_cast = self._cast_failed  # bound once, not for each cast
 
     def __repr__(self) -> str:
         """Show the name, the port and the state."""
@@ -331,13 +336,15 @@ class Node:
             dest, module, function, args, kwargs, None, send_timeout, kind, True
         )
         call.send_timeout = None  # a cast is held back as long as its peer wants
-        call.wake = lambda: self._cast_failed(call, peer)
+        assert isinstance(call, Cast)
+        call.told = self._told_of_cast
+        call.peer = peer
         peer.post(call, hint)
 
-    def _cast_failed(self, call: Call, peer: Peer) -> None:
+    def _cast_failed(self, call: Cast) -> None:
         self.counters.add("casts_failed")
         assert call.failure is not None
-        node, reason = peer.destination.node, call.failure.reason
+        node, reason = call.peer.destination.node, call.failure.reason
         self._cast_log.warning(
             (node, reason),
             "A cast of %s:%s to %s was lost: %s",
@@ -364,23 +371,22 @@ class Node:
         call, peer, hint = self._prepare(
             dest, module, function, args, kwargs, seconds, send_timeout, kind, True, encoded=encoded
         )
-        key = Key(peer.cancel, self._call_back)
-        key.begin(call)
+        key = Key(call, peer, self)
         if seconds == 0:
             call.fail(BadRPC("timeout", "not_started"))
             key.finish()
             return key
-        expiry = self.settings.async_call_inactivity_timeout
-        call.wake = key.finish if expiry is None else lambda: self._finish_for(key, expiry)
+        call.wake = key.finish
         peer.post(call, hint)
         return key
 
-    def _finish_for(self, key: Key, expiry: float) -> None:
-        key.finish()
-        self._running_thread().loop.call_later(expiry, key.expire)
-
-    def _call_back(self, function: Callable[[], object]) -> None:
+    def call_back(self, function: Callable[[], object]) -> None:
+        """Have a worker call a function: what users attach to keys."""
         self._running_thread().call(self._executor.put, function)
+
+    def call_later(self, seconds: float, function: Callable[[], object]) -> None:
+        """Have the loop thread call a function after a while; on the loop thread."""
+        self._running_thread().loop.call_later(seconds, function)
 
     async def call_soon(
         self,
@@ -404,8 +410,7 @@ class Node:
             raise error_of(BadRPC("timeout", "not_started"))
         loop = asyncio.get_running_loop()
         done: asyncio.Future[None] = loop.create_future()
-        wake = loop_waiters(loop).wake
-        call.wake = lambda: wake(done)
+        call.wake = functools.partial(loop_waiters(loop).wake, done)
         peer.post(call, hint)
         try:
             await done
@@ -442,13 +447,12 @@ class Node:
             send_timeout = self.settings.send_timeout
         else:
             send_timeout = check_timeout(send_timeout, "send_timeout")
-        call = Call(
+        call = (Cast if kind in _CASTS else Call)(
             target,
             *encoded,
             kind=kind,
             deadline=None if seconds is None else time.monotonic() + seconds,
             send_timeout=send_timeout,
-            wake=_nobody,
         )
         return call, peer, hint
 
@@ -565,10 +569,6 @@ def running_node() -> Node | None:
     """The node for which the running code was called; None outside of any call."""
     running = current.get()
     return running.node if running is not None else None
-
-
-def _nobody() -> None:
-    """The wake of a call that was not handed over."""
 
 
 class CookieAuthenticator:

@@ -26,6 +26,9 @@ DEFAULT_HOST: Final = "127.0.0.1"
 #: Longest name of a node, in characters; Hello, which carries two, has at most 16 KiB.
 MAX_NAME: Final = 255
 
+#: Longest name of a module, function or version, in bytes of UTF-8: a frame names thousands.
+MAX_TARGET_NAME: Final = 255
+
 _NAME = re.compile(r"[\w.+~$!*-]+")
 _HOST = re.compile(r"[\w.-]+")
 _DURATION = re.compile(r"([0-9]+(?:\.[0-9]*)?|\.[0-9]+)(ms|s|m|h)?")
@@ -223,6 +226,8 @@ def _checked_target(module: str, function: str, version: str) -> tuple[str, str,
     parts = function.split(".")
     if len(parts) > 2 or not all(map(str.isidentifier, parts)):
         raise ValueError(f'{function!r} names no function: "function" or "Class.method" is allowed')
+    if max(len(name.encode()) for name in (module, function, version)) > MAX_TARGET_NAME:
+        raise ValueError(f"names of targets have at most {MAX_TARGET_NAME} bytes of UTF-8 each")
     return module, function, version
 
 

@@ -176,6 +176,8 @@ _LISTENING_PORT = _Kind("0 (any free port) to 65535", _integer(0, 65535), _read_
 _PORT = _Kind("1 to 65535", _integer(1, 65535), _read_number)
 _COUNT = _Kind("a whole number, 1 or more", _integer(1), _read_number)
 _BYTES = _COUNT._replace(unit="bytes")
+#: Less would leave a frame no room for a small payload beside the names of its targets.
+_FRAME = _Kind("a whole number, 65536 or more", _integer(65536), _read_number, unit="bytes")
 _BOOL = _Kind("true or false", _check_bool, _read_bool)
 _HOST = _Kind("a host name or IP address", names.check_host, str)
 _PATH = _Kind("the path of a file", _check_path, str)
@@ -210,6 +212,7 @@ class Description(NamedTuple):
     default: object
     unit: str
     doc: str
+    allowed: str
 
 
 class _Setting(NamedTuple):
@@ -340,7 +343,7 @@ class Settings:
 
     # --- limits
     max_message_bytes: int = _setting(_BYTES, 512 * _MIB, "largest request or result, in bytes")
-    max_frame_bytes: int = _setting(_BYTES, 4 * _MIB, "largest frame of a stream, in bytes")
+    max_frame_bytes: int = _setting(_FRAME, 4 * _MIB, "largest frame of a stream, in bytes")
     max_calls: int = _setting(_COUNT, 10_000, "calls of one peer, running and queued")
     max_connections: int = _setting(_COUNT, 10_000, "streams of all callers")
     max_pending_handshakes: int = _setting(_COUNT, 256, "callers not yet authenticated")
@@ -387,8 +390,11 @@ class Settings:
 
     @staticmethod
     def describe() -> list[Description]:
-        """List name, default, unit ("seconds", "bytes" or "") and meaning of every setting."""
-        return [Description(name, s.default, s.kind.unit, s.doc) for name, s in _KNOWN.items()]
+        """List name, default, unit ("seconds", "bytes" or ""), meaning and allowed values of all."""
+        return [
+            Description(name, s.default, s.kind.unit, s.doc, s.allowed)
+            for name, s in _KNOWN.items()
+        ]
 
     def __repr__(self) -> str:
         """Show what was given; never the cookie."""

@@ -43,6 +43,11 @@ INLINE_BYTES = 64 * 1024
 """A payload up to this size stands in a frame's arrays; a larger one travels in chunks."""
 
 
+def payload_size(head: bytes, buffers: Sequence[Buffer]) -> int:
+    """Bytes of an encoded value with its out-of-band buffers."""
+    return len(head) + sum(memoryview(buffer).nbytes for buffer in buffers)
+
+
 class State(enum.IntEnum):
     """How far a call has come, as its caller knows."""
 
@@ -96,7 +101,7 @@ class Call:
         encoding: Encoding = PICKLE,
         deadline: float | None = None,
         send_timeout: float | None = None,
-        wake: Callable[[], object],
+        wake: Callable[[], object] | None = None,
     ) -> None:
         self.target = target
         self.head = head
@@ -105,16 +110,14 @@ class Call:
         self.encoding = encoding
         self.deadline = deadline
         self.send_timeout = send_timeout
-        self.wake = wake
+        if wake is not None:  # else a subclass has a method of that name
+            self.wake = wake
         self.id = 0
         self.state = WAITING
         self.outcome: Outcome = VALUE
         self.failure: BadRPC | BadTCP | None = None
         self.progress_at = 0.0
-        size = len(head)
-        for buffer in buffers:
-            size += memoryview(buffer).nbytes
-        self.size = size
+        self.size = len(head) if not buffers else payload_size(head, buffers)
 
     @property
     def is_cast(self) -> bool:

@@ -323,6 +323,7 @@ class ServerSession(Session):
                     del running[call.id]
             raise
         self._casts_open += casts
+        self._check_casts()
         self._events.append(CallsArrived(calls))
 
     def _take_cancels(self, ids: Sequence[int]) -> None:
@@ -366,6 +367,7 @@ class ServerSession(Session):
     def _admit(self, call: IncomingCall) -> None:
         if call.is_cast:
             self._casts_open += 1
+            self._check_casts()
         elif call.id in self.running:
             raise ProtocolError(f"call {call.id} came twice")
         else:
@@ -377,6 +379,15 @@ class ServerSession(Session):
         self._admit(call)
         self._events.append(CallsArrived([call]))
 
+    @property
+    def _cast_room(self) -> int:
+        """The casts that the client could have out if it had heard of all that are over."""
+        return self.limits.cast_window - self._casts_open if self._casts_open else 0
+
+    def _check_casts(self) -> None:
+        if self._casts_open + self._casts_done > self.limits.cast_window:
+            raise ProtocolError("more casts came than were granted")
+
     # ------------------------------------------------------------ sending
 
     def _batch_to_send(self, now: float) -> bytes | None:
@@ -385,9 +396,7 @@ class ServerSession(Session):
         chunk = self._next_chunk(batch, now)
         tells = replies or chunk is not None
         # Casts are counted back in bulk, or on whatever frame goes anyway.
-        if self._casts_done and (
-            tells or self._casts_done * 4 >= self.limits.cast_window or not self._casts_open
-        ):
+        if self._casts_done and (tells or self._casts_done * 4 >= self._cast_room):
             batch.casts_done, self._casts_done = self._casts_done, 0
             tells = True
         if self.window.owes or (tells and self.window.has_received):
