@@ -33,7 +33,7 @@ MAX_CONTENT_TYPE_LENGTH = 128
 MAX_INSTANCE_ID_LENGTH = 128
 
 Fault = tuple[str, str]
-"""A reason word of API.md section 3, and a sentence for the log."""
+"""The reason word of a BadRPC, and a sentence for the log."""
 
 
 def derive_key(cookie: bytes) -> bytes:
