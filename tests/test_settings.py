@@ -84,6 +84,8 @@ def test_every_setting_is_described():
     assert described["receive_timeout"].unit == "seconds"
     assert described["max_frame_bytes"].unit == "bytes"
     assert described["max_calls"].unit == ""
+    assert described["max_calls"].allowed == "a whole number, 1 or more"
+    assert described["tcp_server_port"].allowed.endswith("or none: do not listen")
 
 
 @pytest.mark.parametrize("description", Settings.describe(), ids=lambda d: d.name)
