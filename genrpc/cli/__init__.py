@@ -10,6 +10,7 @@ never in a traceback. Everything runs on the main thread.
 from __future__ import annotations
 
 import importlib
+import os
 import sys
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
@@ -105,6 +106,8 @@ def _run(name: str, words: list[str]) -> int:
         args = parser.parse(words)
     except UsageError as exc:
         return output.usage(f"{exc}; see: genrpc {name} --help", parser.usage_line)
+    # Else gRPC writes a line to standard error for each stranger who fails to speak TLS.
+    os.environ.setdefault("GRPC_VERBOSITY", "ERROR")
     output.prepare(args)
     code = output.guarded(command.run, args)
     sys.stdout.flush()  # while a broken pipe can still be told
