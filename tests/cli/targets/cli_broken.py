@@ -1,0 +1,1 @@
+raise OSError("the disk is full")
