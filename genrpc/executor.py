@@ -310,7 +310,8 @@ class Executor:
     def _broke(self, call: IncomingCall, exc: BaseException) -> None:
         """No call may take its thread along, nor stay unanswered, whatever is wrong here."""
         log.error("Running %s:%s went wrong", *call.target[:2], exc_info=exc)
-        self._answer(call, ERROR, codec.encode_exception(exc, execution="unknown"))
+        pickles = call.encoding == PICKLE
+        self._answer(call, ERROR, codec.encode_exception(exc, execution="unknown", pickles=pickles))
 
     def _run(self, call: IncomingCall) -> None:
         """Run a call to its end, or to the point where its coroutine was started."""
@@ -325,7 +326,7 @@ class Executor:
             self._answer(call, ERROR, refused.reply)
             return
         except BaseException as exc:  # a module's or a class's own code ran on the way
-            self._answer(call, ERROR, self._missing(exc))
+            self._answer(call, ERROR, self._missing(call, exc))
             return
         call.head, call.buffers = b"", ()  # not to be kept while the function runs
         token = current.set(Running(self._node, call))
