@@ -221,7 +221,7 @@ def _declare_demo(parser: Parser) -> None:
 def _demo(args: Namespace) -> int:
     from genrpc import demo
 
-    return demo.main() or codes.OK
+    return demo.main()
 
 
 COMMANDS = {
