@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import errno
+import os
+import socket
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -45,6 +48,7 @@ class Listener(grpc.GenericRpcHandler):  # type: ignore[misc]  # grpc has no typ
     async def start(self, host: str, port: int) -> None:
         """Listen; `port` 0 takes a free one. Raises CannotListenError."""
         address = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+        _check_free(host, port, address)
         try:
             if self._credentials is None:
                 self.port = self._server.add_insecure_port(address)
@@ -67,3 +71,26 @@ class Listener(grpc.GenericRpcHandler):  # type: ignore[misc]  # grpc has no typ
         stream = ServerStream(context, self._loop)
         self._accept(stream, context.peer())
         await stream.wait()
+
+
+_REFUSALS = (errno.EADDRINUSE, errno.EADDRNOTAVAIL, errno.EACCES)
+
+
+def _check_free(host: str, port: int, address: str) -> None:
+    """Raise CannotListenError, with the system's reason, for a port that cannot be had.
+
+    gRPC would find out too, but it tells nobody why, and writes a line to stderr that looks like
+    a fault even where the node goes on to take another port.
+    """
+    if port == 0:
+        return
+    with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET) as probe:
+        # As gRPC's own sockets: a connection of a former node may still linger on the port.
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((host, port))
+        except OSError as exc:
+            if exc.errno in _REFUSALS:
+                reason = os.strerror(exc.errno)
+                raise CannotListenError(f"cannot listen on {address}: {reason}") from None
+            # A name that only gRPC can resolve, say.
