@@ -69,7 +69,7 @@ def pair(**settings: object) -> Iterator[tuple[Node, Node]]:
     """
     from genrpc.local_node import Node
     from genrpc.settings import Settings
-    from genrpc.testing.throw_away import new_cookie, new_name
+    from genrpc.testing.throw_away import new_name, private_settings
 
     ports: dict[str, int | None] = {}
 
@@ -77,17 +77,11 @@ def pair(**settings: object) -> Iterator[tuple[Node, Node]]:
         port = ports.get(name)
         return None if port is None else ("127.0.0.1", port)
 
-    common = {
-        "cookie": new_cookie(),
-        "listen_address": "127.0.0.1",
-        "tcp_server_port": 0,
-        "port_discovery": address,
-    }
-    known = Settings(**{**common, **settings})
+    common = Settings(**{**private_settings(), "port_discovery": address, **settings})
     with ExitStack() as stack:
         nodes = []
         for letter in "ab":
-            node = Node(new_name(letter), known).start()
+            node = Node(new_name(letter), common).start()
             stack.callback(node.stop, 0)
             ports[node.name] = node.port
             nodes.append(node)

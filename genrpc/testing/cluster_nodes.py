@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, SupportsIndex
 
 from genrpc.settings import Settings
 from genrpc.testing.child import END_SECONDS, NAME_VARIABLE
-from genrpc.testing.throw_away import new_cookie, new_name
+from genrpc.testing.throw_away import new_name, private_settings
 
 if TYPE_CHECKING:
     from genrpc.local_node import Node
@@ -44,9 +44,8 @@ class Cluster:
     """
 
     def __init__(self, n: int, settings: Mapping[str, object]) -> None:
-        self.names = tuple(new_name(f"node{i}") for i in range(_number(n)))
-        common = {"cookie": new_cookie(), "listen_address": "127.0.0.1", "port_discovery": "local"}
-        given = {**common, "tcp_server_port": 0, **settings}
+        self.names = [new_name(f"node{i}") for i in range(_number(n))]
+        given = {**private_settings(), "port_discovery": "local", **settings}
         # Checked here, where the mistake is seen; and not for the caller's whole process.
         own = {name: value for name, value in given.items() if name != "switch_interval"}
         self._caller_settings = Settings(**{**own, "tcp_server_port": None})

@@ -1,4 +1,4 @@
-"""Names and cookies that are used once. Any thread may call this."""
+"""Names and settings of nodes that live for one test. Any thread may call this."""
 
 from __future__ import annotations
 
@@ -6,9 +6,19 @@ import secrets
 import string
 
 
-def new_cookie() -> str:
-    """A cookie that nobody can guess."""
-    return secrets.token_hex(32)
+def private_settings() -> dict[str, object]:
+    """Settings for nodes that nobody but this user's test can call: a cookie, a free port.
+
+    Those of TLS are none, whatever the environment says: no certificate fits names made up here.
+    """
+    return {
+        "cookie": secrets.token_hex(32),
+        "listen_address": "127.0.0.1",
+        "tcp_server_port": 0,
+        "certfile": None,
+        "keyfile": None,
+        "cacertfile": None,
+    }
 
 
 def new_name(prefix: str) -> str:
