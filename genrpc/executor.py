@@ -1,14 +1,8 @@
 """Runs requested functions: plain ones on worker threads, coroutines on an event loop.
 
-One queue and at first one worker: on short calls a second thread only costs hand-overs of the
-interpreter lock. While work waits, the loop thread looks every millisecond, and where nothing
-ended since its last look, calls are blocking and it starts more workers at once (2, 8, 32, 64):
-a hundred functions that sleep are all asleep after some milliseconds, and nested calls between
-nodes find a free worker however deep they go. Surplus workers retire.
-
-`submit` and `cancel` are for the loop thread; functions run on workers, on the coroutine
-thread, or, if they were declared non-blocking, on the loop thread itself. Whatever a function
-raises becomes a reply.
+`submit` and `cancel` are for the loop thread; functions run on the threads of a worker pool, in
+worker processes (`genrpc.processes`), on the coroutine thread, or, if they were declared
+non-blocking, on the loop thread itself. Whatever a function raises becomes a reply.
 """
 
 from __future__ import annotations
@@ -19,7 +13,6 @@ import functools
 import importlib
 import inspect
 import logging
-import queue
 import sys
 import threading
 import time
@@ -33,26 +26,24 @@ from genrpc import codec, neutral
 from genrpc.errors import CodecError, Execution, Throw
 from genrpc.loops import LoopThread
 from genrpc.policy import Policy
+from genrpc.pool import THREADS, Worker, WorkerPool
+from genrpc.processes import Processes, WorkerProcess
 from genrpc.protocol.pending import ERROR, PICKLE, THROWN, VALUE, IncomingCall, payload_size
+from genrpc.settings import Settings
 from genrpc.telemetry import RateLimitedLog
 
 if TYPE_CHECKING:
-    from genrpc.protocol.pending import Encoding, Kind, Outcome, Target
+    from genrpc.protocol.pending import Buffer, Encoding, Kind, Outcome, Target
 
 log = logging.getLogger("genrpc")
-
-GROWTH = (2, 8, 32, 64)
-"""Workers to start at each look at which nothing had moved."""
-
-LOOK_SECONDS = 0.001
-RETIRE_SECONDS = 1.0
-IDLE_LOOKS = 5
-"""A worker that was not needed at this many looks, RETIRE_SECONDS apart, retires."""
 
 STALL_SECONDS = 0.005
 """How long a function that was declared non-blocking may take."""
 
 NONBLOCKING_MARK = "__genrpc_nonblocking__"
+
+Work = IncomingCall | Callable[[], object]
+"""What a worker does: run a call, or call a function that a user attached to a key."""
 
 _GENERATORS = (types.GeneratorType, types.AsyncGeneratorType)
 
@@ -102,15 +93,6 @@ class _RefusedError(Exception):
         self.reply = reply
 
 
-class _Worker:
-    """What is known of one worker thread; `idle` is written by it alone."""
-
-    __slots__ = ("idle",)
-
-    def __init__(self) -> None:
-        self.idle = True
-
-
 class Executor:
     """The workers and the coroutine loop of one node."""
 
@@ -132,15 +114,10 @@ class Executor:
         self._nonblocking = nonblocking
         self._tracebacks = tracebacks
         self._max_depth = max_depth
-        self._queue: queue.SimpleQueue[IncomingCall | Callable[[], object] | None]
-        self._queue = queue.SimpleQueue()
-        self._workers: set[_Worker] = set()
-        self._ended = 0  # calls that workers ended; a lost count now and then does no harm
-        self._ended_seen = 0
-        self._growth = 0
-        self._look: asyncio.TimerHandle | None = None
-        self._retire: asyncio.TimerHandle | None = None
-        self._idle: deque[int] = deque(maxlen=IDLE_LOOKS)
+        self._threads: WorkerPool[Work] = WorkerPool(
+            loop, self._work, lambda worker: None, max_workers, THREADS
+        )
+        self._processes: Processes | None = None
         self._lanes: dict[Hashable, deque[IncomingCall]] = {}
         self._lanes_lock = threading.Lock()
         self._coroutines: LoopThread | None = None
@@ -151,6 +128,16 @@ class Executor:
         self._stalled: set[tuple[str, str]] = set()
         self._stopped = False
         self._log = RateLimitedLog(log)
+
+    def use_processes(self, node: str, settings: Settings) -> None:
+        """Let calls run in worker processes as the settings say; before the first call."""
+        self._processes = Processes(self._loop, node, settings, self.answer)
+
+    def change_policy(self, control: str, entries: Sequence[str]) -> None:
+        """Let another policy hold from now on; on the loop thread."""
+        self.policy = Policy(control, entries)
+        if self._processes is not None:
+            self._processes.change_policy(control, entries)
 
     # ------------------------------------------------------------ the loop thread's side
 
@@ -163,89 +150,50 @@ class Executor:
             # Neutral arguments take many times longer to decode: always on a worker.
             self.put(call)
         elif route == "coroutine":
-            self._coroutine_thread().call(self._run_surely, call)
+            self._coroutine_thread().call(self.run, call)
         else:
             self._run_in_place(call)
 
-    def put(self, work: IncomingCall | Callable[[], object]) -> None:
+    def put(self, work: Work) -> None:
         """Have a worker run a call, or call a function; on the loop thread."""
-        self._queue.put(work)
-        if not self._workers or self._stopped:
-            self._start_worker()
-        if self._stopped:  # a callback of a key, say; its worker goes again at once
-            self._queue.put(None)
-        elif self._look is None and len(self._workers) < self._max_workers:
-            self._look = self._loop.call_later(LOOK_SECONDS, self._look_at_queue)
+        self._pool_for(work).put(work)
+
+    def _pool_for(self, work: Work) -> WorkerPool[Work]:
+        processes = self._processes
+        if processes is not None and isinstance(work, IncomingCall) and processes.takes(work):
+            return processes.pool
+        return self._threads
 
     def cancel(self, call: IncomingCall) -> None:
         """Nobody waits any more: what has not begun is dropped, a coroutine is cancelled."""
         call.cancelled = True
         if isinstance(call.task, asyncio.Task) and self._coroutines is not None:
             self._coroutines.call(call.task.cancel)
+        elif isinstance(call.task, WorkerProcess):
+            call.task.cancel()
 
     def stop(self) -> None:
         """Let the workers go; what still runs on them is left alone. On the loop thread.
 
         Coroutines are cancelled.
         """
-        for timer in (self._look, self._retire):
-            if timer is not None:
-                timer.cancel()
         with self._coroutines_lock:
             self._stopped = True
             if self._coroutines is not None:
                 self._coroutines.stop()
-        for _ in self._workers:
-            self._queue.put(None)
+        self._threads.stop()
+        if self._processes is not None:
+            self._processes.stop()
 
     def statistics(self) -> dict[str, int]:
         """How many workers there are and how busy they are."""
-        workers = list(self._workers)
+        pools = [self._threads]
+        if self._processes is not None:
+            pools.append(self._processes.pool)
+        workers = [worker for pool in pools for worker in pool.workers]
         busy = sum(not worker.idle for worker in workers)
-        return {"workers": len(workers), "running": busy, "queued": self._queue.qsize()}
-
-    def _look_at_queue(self) -> None:
-        self._look = None
-        waiting = self._queue.qsize()
-        if not waiting:
-            self._growth = 0
-            return
-        if self._ended == self._ended_seen:
-            count = GROWTH[min(self._growth, len(GROWTH) - 1)]
-            self._growth += 1
-            for _ in range(min(count, waiting, self._max_workers - len(self._workers))):
-                self._start_worker()
-        else:
-            self._growth = 0
-        self._ended_seen = self._ended
-        if len(self._workers) < self._max_workers:
-            self._look = self._loop.call_later(LOOK_SECONDS, self._look_at_queue)
-
-    def _start_worker(self) -> None:
-        worker = _Worker()
-        self._workers.add(worker)
-        try:
-            threading.Thread(
-                target=self._work,
-                args=(worker,),
-                name=f"genrpc-worker-{len(self._workers)}",
-                daemon=True,
-            ).start()
-        except RuntimeError as exc:  # the system has no more threads: the next look tries again
-            self._workers.discard(worker)
-            self._log.warning("threads", "No further worker could be started: %s", exc)
-        if self._retire is None and len(self._workers) > 1:
-            self._retire = self._loop.call_later(RETIRE_SECONDS, self._retire_surplus)
-
-    def _retire_surplus(self) -> None:
-        self._retire = None
-        self._idle.append(sum(worker.idle for worker in list(self._workers)))
-        if len(self._idle) == IDLE_LOOKS:
-            for _ in range(min(min(self._idle), len(self._workers) - 1)):
-                self._queue.put(None)
-            self._idle.clear()
-        if len(self._workers) > 1:
-            self._retire = self._loop.call_later(RETIRE_SECONDS, self._retire_surplus)
+        queued = sum(pool.waiting for pool in pools)
+        return {"workers": len(workers), "running": busy, "queued": queued}
 
     # ------------------------------------------------------------ lanes
 
@@ -266,34 +214,21 @@ class Executor:
                 del self._lanes[call.lane]
                 return
             following = lane.popleft()
-        self._queue.put(following)
-        # The worker that comes from here may take it itself, the coroutine thread may not.
-        if self._coroutines is not None:
-            self._loop.call_soon_threadsafe(self._see_to_queue)
-
-    def _see_to_queue(self) -> None:
-        if self._look is None and self._queue.qsize() and not self._stopped:
-            self._look = self._loop.call_later(LOOK_SECONDS, self._look_at_queue)
+        if self._coroutines is None and self._processes is None:
+            self._threads.put_from_worker(following)  # whoever comes from here takes it next
+        else:
+            self._loop.call_soon_threadsafe(self.put, following)
 
     # ------------------------------------------------------------ the workers' side
 
-    def _work(self, worker: _Worker) -> None:
-        get = self._queue.get
-        while True:
-            worker.idle = True
-            work = get()
-            worker.idle = False
-            if work is None:
-                break
-            if isinstance(work, IncomingCall):
-                try:  # not by _run_surely: a call less for each call
-                    self._run(work)
-                except BaseException as exc:
-                    self._broke(work, exc)
-            else:
-                self._call_back(work)
-            self._ended += 1
-        self._workers.discard(worker)
+    def _work(self, _: Worker, work: Work) -> None:
+        if isinstance(work, IncomingCall):
+            try:  # not by `run`: a call less for each call
+                self._run(work)
+            except BaseException as exc:
+                self._broke(work, exc)
+        else:
+            self._call_back(work)
 
     def _call_back(self, function: Callable[[], object]) -> None:
         try:
@@ -301,7 +236,8 @@ class Executor:
         except BaseException:  # a user's callback; it must not take the worker along
             log.exception("A callback of a call raised")
 
-    def _run_surely(self, call: IncomingCall) -> None:
+    def run(self, call: IncomingCall) -> None:
+        """Run a call here and now; whatever happens, its outcome goes to its sink."""
         try:
             self._run(call)
         except BaseException as exc:
@@ -311,22 +247,22 @@ class Executor:
         """No call may take its thread along, nor stay unanswered, whatever is wrong here."""
         log.error("Running %s:%s went wrong", *call.target[:2], exc_info=exc)
         pickles = call.encoding == PICKLE
-        self._answer(call, ERROR, codec.encode_exception(exc, execution="unknown", pickles=pickles))
+        self.answer(call, ERROR, codec.encode_exception(exc, execution="unknown", pickles=pickles))
 
     def _run(self, call: IncomingCall) -> None:
         """Run a call to its end, or to the point where its coroutine was started."""
         now = time.monotonic()
         if call.cancelled or (call.deadline is not None and call.deadline < now):
-            self._answer(call, ERROR, codec.encode_error("timeout", "not_started"))
+            self.answer(call, ERROR, codec.encode_error("timeout", "not_started"))
             return
         try:
             function = self._resolve(call)
             args, kwargs = self._arguments(call)
         except _RefusedError as refused:
-            self._answer(call, ERROR, refused.reply)
+            self.answer(call, ERROR, refused.reply)
             return
         except BaseException as exc:  # a module's or a class's own code ran on the way
-            self._answer(call, ERROR, self._missing(call, exc))
+            self.answer(call, ERROR, self._missing(call, exc))
             return
         call.head, call.buffers = b"", ()  # not to be kept while the function runs
         token = current.set(Running(self._node, call))
@@ -355,7 +291,7 @@ class Executor:
             self.put(call)
             return
         begin = time.monotonic()
-        self._run_surely(call)
+        self.run(call)
         taken = time.monotonic() - begin
         if taken > STALL_SECONDS and name in self._routes:
             self._routes.pop(name)
@@ -508,11 +444,11 @@ class Executor:
             tracebacks=self._tracebacks,
             pickles=call.encoding == PICKLE,
         )
-        self._answer(call, ERROR, reply)
+        self.answer(call, ERROR, reply)
 
     def _answer_value(self, call: IncomingCall, outcome: Outcome, value: object) -> None:
         if call.kind and call.is_cast:
-            self._answer(call, outcome, b"")
+            self.answer(call, outcome, b"")
             return
         if isinstance(value, _GENERATORS):
             message = (
@@ -537,7 +473,7 @@ class Executor:
             )
             self._answer_failure(call, "too_large", "finished", message)
             return
-        self._answer(call, outcome, head, buffers)
+        self.answer(call, outcome, head, buffers)
 
     def _answer_neutral(self, call: IncomingCall, outcome: Outcome, value: object) -> None:
         encoding = call.reply_encoding if isinstance(call, UnaryCall) else call.encoding
@@ -553,20 +489,21 @@ class Executor:
             log.exception("Encoding a result of %s:%s failed", *call.target[:2])
             self._answer_failure(call, "bad_result", "finished", "The result cannot be encoded.")
         else:
-            self._answer(call, outcome, head)
+            self.answer(call, outcome, head)
 
     def _answer_failure(
         self, call: IncomingCall, reason: str, execution: Execution, message: str
     ) -> None:
-        self._answer(call, ERROR, codec.encode_error(reason, execution, message))
+        self.answer(call, ERROR, codec.encode_error(reason, execution, message))
 
-    def _answer(
+    def answer(
         self,
         call: IncomingCall,
         outcome: Outcome,
         head: bytes,
-        buffers: Any = (),  # noqa: ANN401
+        buffers: Sequence[Buffer] = (),
     ) -> None:
+        """Give a call's outcome to its sink, and its lane to the next; from any thread."""
         if call.lane is not None:
             self._leave_lane(call)
         call.task = None

@@ -19,7 +19,6 @@ from typing import TYPE_CHECKING
 from genrpc import codec
 from genrpc.executor import Executor, unauthorized
 from genrpc.loops import Mailbox
-from genrpc.policy import Policy
 from genrpc.protocol.events import (
     CallsArrived,
     CallsCancelled,
@@ -108,9 +107,9 @@ class Reception:
             inbound.session.refuse("overload", "Too many handshakes are under way on this node.")
         inbound.pump.attach(stream)
 
-    def change_policy(self, policy: Policy) -> None:
+    def change_policy(self, control: str, entries: Sequence[str]) -> None:
         """Let another policy decide from now on, on open streams too."""
-        self.executor.policy = policy
+        self.executor.change_policy(control, entries)
         self._verdicts.clear()
 
     def refusal(self, call: IncomingCall, peer: str) -> bytes | None:

@@ -134,6 +134,8 @@ class Node:
             nonblocking=frozenset(settings.nonblocking),
             tracebacks=settings.send_tracebacks,
         )
+        if settings.executor == "process" or "process" in settings.executor_per_module.values():
+            self._executor.use_processes(self.name, settings)
         self._reception = Reception(
             self.name, settings, authenticator, limits, self._executor, self.counters, thread.loop
         )
@@ -277,8 +279,8 @@ class Node:
 
     def change_policy(self, control: str, entries: Sequence[str]) -> None:
         """Let another policy hold from now on, on open streams too."""
-        policy = Policy(control, entries)
-        self._running_thread().call(self._reception.change_policy, policy)
+        Policy(control, entries)  # a mistake is to be raised here
+        self._running_thread().call(self._reception.change_policy, control, tuple(entries))
 
     # ------------------------------------------------------------ calling
 
