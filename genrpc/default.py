@@ -10,12 +10,17 @@ from __future__ import annotations
 import contextlib
 import os
 import threading
+import urllib.parse
 from collections.abc import Iterator
 
+from genrpc import security
 from genrpc.local_node import Node, running_node
-from genrpc.names import DEFAULT_HOST, program_name
+from genrpc.names import DEFAULT_HOST, bracketed, program_name
 from genrpc.settings import Settings
 from genrpc.transport.loop import check_not_forked
+
+NODE_URI = "genrpc://"
+"""How the name of a node is written in a certificate."""
 
 _lock = threading.Lock()
 _default: Node | None = None
@@ -69,11 +74,26 @@ def _default_node() -> Node:
         check_not_forked()
         with _lock:
             if _default is None or _default.is_stopped:
-                name = f"{program_name()}-{os.getpid()}@{DEFAULT_HOST}"
                 client_only = Settings(tcp_server_port=None)
-                _default = Node(name, client_only).start()
+                node = Node(_client_name(client_only), client_only)
+                # Under the name in its certificate, it may be there to call the node of that name.
+                node.answers_itself = client_only.certfile is None
+                _default = node.start()
             node = _default
     return node
+
+
+def _client_name(settings: Settings) -> str:
+    """The name of a client-only node: the one that its certificate has, if it has one."""
+    name, host = f"{program_name()}-{os.getpid()}", DEFAULT_HOST
+    files = security.load_tls(settings)
+    if files is not None:
+        found = security.identities(files.certificate)
+        for uri in found.uris:
+            if uri.startswith(NODE_URI):
+                return urllib.parse.unquote(uri[len(NODE_URI) :])
+        host = next(iter((*found.dns, *found.ips)), host)
+    return f"{name}@{bracketed(host)}"
 
 
 @contextlib.contextmanager

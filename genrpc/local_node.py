@@ -89,6 +89,7 @@ class Node:
         self.counters = Counters()
         self.hooks = Hooks()
         self.started_at = 0.0
+        self.answers_itself = True  # else a call to its own name goes out to that address
         self._handlers: dict[str, object] = {}
         self._peers: dict[Destination, Peer] = {}
         self._aliases: dict[object, Peer] = {}
@@ -149,7 +150,7 @@ class Node:
             resolver=Resolver(thread.loop),
             counters=self.counters,
             certificates=certificates,
-            loop_back=self._loop_back,
+            loop_back=self._loop_back if self.answers_itself else None,
         )
         if settings.switch_interval is not None:
             sys.setswitchinterval(settings.switch_interval)

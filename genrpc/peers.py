@@ -63,7 +63,7 @@ class Surroundings:
     resolver: Resolver
     counters: Counters
     certificates: Certificates | None
-    loop_back: Callable[[], AnyStream]
+    loop_back: Callable[[], AnyStream] | None
 
 
 @dataclass(slots=True)
@@ -219,7 +219,7 @@ class Peer:
 
     async def _open(self, destination: Destination) -> AnyStream:
         around = self._around
-        if destination.node == around.node:
+        if destination.node == around.node and around.loop_back is not None:
             return around.loop_back()
         find = functools.partial(discovery.find, destination, around.settings)
         quick = discovery.is_quick(destination, around.settings)
