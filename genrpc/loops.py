@@ -13,7 +13,7 @@ import concurrent.futures
 import logging
 import threading
 from collections import deque
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Sequence
 from typing import Generic, TypeVar
 
 log = logging.getLogger("genrpc")
@@ -68,7 +68,7 @@ class LoopThread:
         """Have `function(*args)` called on the loop thread, soon."""
         self.loop.call_soon_threadsafe(function, *args)
 
-    def run(self, coroutine: Coroutine[object, object, T], timeout: float) -> T:
+    def run(self, coroutine: Coroutine[object, object, T], timeout: float | None) -> T:
         """Run a coroutine on the loop and wait for its result, `timeout` seconds at most.
 
         Raises RuntimeError on the loop thread itself, where waiting would be for ever.
@@ -128,6 +128,15 @@ class Mailbox(Generic[T]):
         while items:
             taken.append(items.popleft())
         return taken
+
+    def put_back(self, items: Sequence[T]) -> None:
+        """Put items that were taken before all others again; on the loop thread."""
+        self._items.extendleft(reversed(items))
+
+    def hand_over(self) -> None:
+        """Who looked into it does so no more: let `wake` see to what waits; on the loop thread."""
+        if not self.rest():
+            self._loop.call_soon(self._wake)
 
     def rest(self) -> bool:
         """Come to rest, so that the next item wakes the loop; False if one came meanwhile."""

@@ -11,7 +11,7 @@ import asyncio
 import functools
 import logging
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from genrpc import discovery
 from genrpc.errors import BadTCP, CallError, error_of
@@ -88,14 +88,14 @@ class Peer:
         self._around = around
         self._loop = around.thread.loop
         self._mailbox: Mailbox[Item] = Mailbox(self._loop, self._woken)
-        self._pump: Pump[Item] | None = None
-        self._leaving: set[Pump[Item]] = set()
-        self._hint: Destination | None = None
+        self._pump: _ClientPump | None = None
+        self._leaving: set[_ClientPump] = set()
         self._dial: asyncio.Task[object] | None = None
-        self._failures = 0
+        self._idle_since: float | None = self._loop.time()
+        self._failures = 0  # dials that failed one after the other
+        self._failed_at = 0.0
         self._stopped: Failure | None = None
         self._stopping: asyncio.Future[None] | None = None
-        self._answered: list[Callable[[float], object]] = []
 
     def __repr__(self) -> str:
         state = self._pump.session.phase.name if self._pump is not None else "no stream"
@@ -122,6 +122,10 @@ class Peer:
         if len(self._mailbox):
             self._woken()
 
+    def idle_seconds(self, now: float) -> float:
+        """For how long there has been no stream, nor a way to one."""
+        return 0.0 if self._idle_since is None else now - self._idle_since
+
     # ------------------------------------------------------------ taking calls in
 
     def _woken(self) -> None:
@@ -133,34 +137,33 @@ class Peer:
     def _begin(self) -> None:
         """Make a session for what waits, and dial for it."""
         items = self._mailbox.take()
-        now = self._loop.time()
-        calls = []
-        for item in items:
-            if isinstance(item, tuple):
-                calls.append(item[0])
-                self._hint = self._hint or item[1]
-            elif isinstance(item, Call):
-                calls.append(item)
-            else:
-                item()
-        if not calls:
-            if self._mailbox.rest():
-                return
-            self._woken()
-            return
         if self._stopped is not None:
-            for call in calls:
-                call.fail(self._stopped)
-                call.wake()
-            self._mailbox.rest()
+            self._refuse(items, self._stopped)
+        elif any(isinstance(item, (Call, tuple)) for item in items):
+            self._begin_with(items)
             return
-        session = self._new_session(now)
-        pump = self._pump = _ClientPump(self._loop, session, self, self._mailbox)
-        for call in calls:
-            session.submit(call, now)
+        else:  # something to do that needs no stream
+            for item in items:
+                self.take_in(item, 0.0)
+        self._mailbox.hand_over()
+
+    def _begin_with(self, items: list[Item]) -> None:
+        now = self._loop.time()
+        hint = next((item[1] for item in items if isinstance(item, tuple)), None)
+        pump = _ClientPump(self._loop, self._new_session(now), self, self._mailbox, hint)
+        self._pump, self._idle_since = pump, None
+        for item in items:  # in their order: a call may be followed by its cancellation
+            self.take_in(item, now)
+        self._dial = self._around.thread.spawn(self._connect(pump, hint))
         pump.flush()
-        self._dial = self._around.thread.spawn(self._connect(pump, self._hint))
-        self._hint = None
+
+    def _refuse(self, items: list[Item], failure: Failure) -> None:
+        """The node was stopped: what still comes fails."""
+        for item in items:
+            call = item[0] if isinstance(item, tuple) else item
+            if isinstance(call, Call):
+                call.fail(replace(failure, execution="not_started"))
+                call.wake()
 
     def _new_session(self, now: float) -> ClientSession:
         around, settings = self._around, self._around.settings
@@ -175,30 +178,24 @@ class Peer:
 
     def take_in(self, item: Item, now: float) -> None:
         """An item came for the session that is there."""
-        session = self._pump.session if self._pump is not None else None
-        if isinstance(item, tuple):
-            item = item[0]
-        if not isinstance(item, Call):
-            item()
-        elif isinstance(session, ClientSession) and session.phase <= Phase.READY:
-            session.submit(item, now)
-        else:  # the session has just begun to leave; its successor takes the call
-            self._loop.call_soon(self._mailbox.post, item)
+        call = item[0] if isinstance(item, tuple) else item
+        if isinstance(call, Call):
+            assert self._pump is not None
+            self._pump.session.submit(call, now)
+        else:
+            call()
 
     def _cancel(self, call: Call) -> None:
         for pump in self._pumps():
-            assert isinstance(pump.session, ClientSession)
             pump.session.cancel(call)
             if pump is not self._pump:  # which is at work on its mailbox, this is part of it
                 pump.flush()
 
     # ------------------------------------------------------------ dialling
 
-    async def _connect(self, pump: Pump[Item], hint: Destination | None) -> None:
+    async def _connect(self, pump: _ClientPump, hint: Destination | None) -> None:
         try:
-            if self._failures:
-                pause = BACK_OFF_SECONDS * 2.0 ** min(self._failures - 1, 10)
-                await asyncio.sleep(min(MAX_BACK_OFF_SECONDS, pause))
+            await asyncio.sleep(self._pause())
             self.steps = Steps()
             begun = self._loop.time()
             stream = await self._open(hint or self.destination)
@@ -213,9 +210,15 @@ class Peer:
         if pump.session.phase is Phase.CLOSED:
             stream.abort()
             return
-        assert isinstance(pump.session, ClientSession)
         pump.session.opened(self._loop.time())
         pump.attach(stream)
+
+    def _pause(self) -> float:
+        """Seconds to wait before a dial: none, unless the last has failed just now."""
+        if not self._failures:
+            return 0.0
+        pause = min(MAX_BACK_OFF_SECONDS, BACK_OFF_SECONDS * 2.0 ** min(self._failures - 1, 10))
+        return max(0.0, self._failed_at + pause - self._loop.time())
 
     async def _open(self, destination: Destination) -> AnyStream:
         around = self._around
@@ -252,7 +255,7 @@ class Peer:
 
     # ------------------------------------------------------------ what sessions tell
 
-    def handle(self, pump: Pump[Item], event: Event) -> None:
+    def handle(self, pump: _ClientPump, event: Event) -> None:
         """Something happened on one of this peer's sessions."""
         if isinstance(event, CallsEnded):
             for call in event.calls:
@@ -263,40 +266,38 @@ class Peer:
             self._around.counters.add("streams_opened")
             log.debug("Stream %s to %s is open", event.session_id, event.peer)
         elif isinstance(event, Answered):
-            waiting, self._answered = self._answered, []
-            for told in waiting:
-                told(event.seconds)
+            pump.answer_pings(event.seconds)
         elif isinstance(event, CallsReturned):
+            # Before what came meanwhile: ordered casts must not overtake each other.
+            hint = pump.hint
+            returned = [call if hint is None else (call, hint) for call in event.calls]
+            self._mailbox.put_back(returned)
             self._let_go(pump)
-            for call in event.calls:
-                self._mailbox.post(call)
         elif isinstance(event, Drained):
             self._let_go(pump)
             pump.leave()
         elif isinstance(event, Closed):
             self._closed(pump, event)
 
-    def _note_steps(self, pump: Pump[Item]) -> None:
+    def _note_steps(self, pump: _ClientPump) -> None:
         """Keep how long the dial took, as far as it came."""
         session = pump.session
-        assert isinstance(session, ClientSession)
         if session.challenged_at is not None:
             self.steps.connect = session.challenged_at - session.opened_at
             if session.was_ready:
                 self.steps.handshake = self._loop.time() - session.challenged_at
 
-    def _let_go(self, pump: Pump[Item]) -> None:
+    def _let_go(self, pump: _ClientPump) -> None:
         """The pump drives on what it has; new calls dial anew."""
         if pump is self._pump:
             self._pump = None
             self._leaving.add(pump)
             pump.detach_mailbox()
-            if self._mailbox.rest():
-                return
-            self._loop.call_soon(self._woken)
+            self._mailbox.hand_over()
 
-    def _closed(self, pump: Pump[Item], event: Closed) -> None:
+    def _closed(self, pump: _ClientPump, event: Closed) -> None:
         self._leaving.discard(pump)
+        pump.fail_pings(event.failure or BadTCP("closed"))
         session = pump.session
         if pump is self._pump:
             self._pump = None
@@ -305,29 +306,26 @@ class Peer:
                 if self._dial is not asyncio.current_task(self._loop):
                     self._dial.cancel()
                 self._dial = None
-            assert isinstance(session, ClientSession)
             if not session.was_ready and self._stopped is None:
                 self._failures += 1
+                self._failed_at = self._loop.time()
                 self._note_steps(pump)
             elif event.failure is not None:
                 log.info("The stream to %s ended: %s", self.destination.node, event.failure.reason)
                 self._around.counters.add("streams_lost")
-            if not self._mailbox.rest():
-                self._loop.call_soon(self._woken)
+            self._mailbox.hand_over()
+        if not self._pumps():
+            self._idle_since = self._loop.time()
         self._look_stopped()
 
     # ------------------------------------------------------------ looking and stopping
 
     async def ping(self, nonce: int) -> float:
         """Seconds of a round trip on the open stream, without the executor."""
-        answered: asyncio.Future[float] = self._loop.create_future()
         pump = self._pump
-        if pump is None or not isinstance(pump.session, ClientSession):
-            raise ConnectionError(f"there is no stream to {self.destination.node}")
-        self._answered.append(answered.set_result)
-        pump.session.ping(nonce, self._loop.time())
-        pump.flush()
-        return await answered
+        if pump is None or pump.session.phase is not Phase.READY:
+            raise error_of(BadTCP("closed"))
+        return await pump.ping(nonce)
 
     async def stop(self, failure: Failure, grace: float) -> None:
         """Send what was cast, then end: all calls fail with `failure`."""
@@ -335,16 +333,15 @@ class Peer:
         self._stopped = failure
         self._stopping = self._loop.create_future()
         for pump in self._pumps():
-            assert isinstance(pump.session, ClientSession)
-            pump.session.finish(failure)
-            pump.flush()
+            pump.finish(failure)
+            self._let_go(pump)  # from now on calls are refused
         self._look_stopped()
         if not self._stopping.done():
             await asyncio.wait([self._stopping], timeout=grace)
             for pump in self._pumps():
                 pump.close(failure)
 
-    def _pumps(self) -> list[Pump[Item]]:
+    def _pumps(self) -> list[_ClientPump]:
         return [pump for pump in (self._pump, *self._leaving) if pump is not None]
 
     def _look_stopped(self) -> None:
@@ -354,7 +351,9 @@ class Peer:
 
 
 class _ClientPump(Pump[Item]):
-    """A pump that tells its peer which of its pumps it is."""
+    """A pump that tells its peer which of its pumps it is; `hint` is where it was dialled."""
+
+    session: ClientSession
 
     def __init__(
         self,
@@ -362,9 +361,42 @@ class _ClientPump(Pump[Item]):
         session: ClientSession,
         peer: Peer,
         mailbox: Mailbox[Item],
+        hint: Destination | None,
     ) -> None:
         super().__init__(loop, session, self, mailbox)
+        self.hint = hint
         self._peer = peer
+        self._pings: list[asyncio.Future[float]] = []
+
+    def finish(self, failure: Failure) -> None:
+        """Take in what waits, fail all calls, and be drained when all casts are sent."""
+        if self._mailbox is not None:
+            self._take_in(self._mailbox, self._loop.time())
+        self.session.finish(failure)
+        self.flush()
+        self._settle()
+
+    async def ping(self, nonce: int) -> float:
+        """Seconds of a round trip; raises TransportError if the stream ends before the answer."""
+        answered: asyncio.Future[float] = self._loop.create_future()
+        self._pings.append(answered)
+        self.session.ping(nonce, self._loop.time())
+        self.flush()
+        return await answered
+
+    def answer_pings(self, seconds: float) -> None:
+        """An answer came; one is as good as another."""
+        for answered in self._pings:
+            if not answered.done():  # else nobody waits any more
+                answered.set_result(seconds)
+        self._pings.clear()
+
+    def fail_pings(self, failure: Failure) -> None:
+        """No answer will come."""
+        for answered in self._pings:
+            if not answered.done():
+                answered.set_exception(error_of(failure))
+        self._pings.clear()
 
     def take_in(self, item: Item, now: float) -> None:
         """As a peer does."""

@@ -8,6 +8,7 @@ threads post to its mailbox.
 from __future__ import annotations
 
 import asyncio
+import logging
 from typing import Generic, Protocol, TypeVar
 
 from genrpc.errors import BadRPC, BadTCP
@@ -16,6 +17,8 @@ from genrpc.protocol.events import Event
 from genrpc.protocol.session import Phase, Session
 
 from .stream import Done, StreamOwner
+
+log = logging.getLogger("genrpc")
 
 T = TypeVar("T")
 T_contra = TypeVar("T_contra", contravariant=True)
@@ -69,6 +72,7 @@ class Pump(Generic[T]):
         self._owner = owner
         self._mailbox: Mailbox[T] | None = mailbox
         self._stream: AnyStream | None = None
+        self._gone = False  # the stream has ended: nothing can be written any more
         self._writing = False
         self._flushing = False
         self._dispatching = False
@@ -90,19 +94,23 @@ class Pump(Generic[T]):
             return
         self._flushing = True
         session, stream = self.session, self._stream
-        while True:
-            now = self._loop.time()
-            mailbox = self._mailbox
-            if mailbox is not None:
-                self._take_in(mailbox, now)
-            frame = session.frame_to_send(now) if stream is not None else None
-            if frame is not None and stream is not None:
-                self._writing = True
-                stream.write(frame, self._written)
-                if self._writing:
+        try:
+            while True:
+                now = self._loop.time()
+                mailbox = self._mailbox
+                if mailbox is not None:
+                    self._take_in(mailbox, now)
+                frame = session.frame_to_send(now) if stream is not None else None
+                if frame is not None and stream is not None:
+                    self._writing = True
+                    stream.write(frame, self._written)
+                    if self._writing:
+                        break
+                elif mailbox is None or mailbox.rest():
                     break
-            elif mailbox is None or mailbox.rest():
-                break
+        except Exception as exc:  # a fault of ours: better a lost stream than one that hangs
+            log.exception("A stream was ended because of a fault in genrpc")
+            session.close(BadTCP("closed", message=f"A fault of genrpc ended the stream: {exc!r}"))
         self._flushing = False
         self._settle()
 
@@ -122,7 +130,7 @@ class Pump(Generic[T]):
             self._leaving = self._loop.call_later(LEAVE_SECONDS, self.close, None)
 
     def close(self, failure: BadRPC | BadTCP | None) -> None:
-        """End the session and its stream."""
+        """End the session, and its stream after what was written."""
         self.session.close(failure)
         self._settle()
 
@@ -138,6 +146,7 @@ class Pump(Generic[T]):
         """The stream is over; None: the other side closed it in good order."""
         if failure is None and self.session.phase is not Phase.LEAVING:
             failure = BadTCP("closed")
+        self._gone = True
         self.session.close(failure)
         self._settle()
 
@@ -158,7 +167,10 @@ class Pump(Generic[T]):
         handle = self._owner.handle
         while events := self.session.take_events():
             for event in events:
-                handle(event)
+                try:
+                    handle(event)
+                except Exception:  # those that follow must be told of all the same
+                    log.exception("Handling %s went wrong", type(event).__name__)
         self._dispatching = False
 
     def _settle(self) -> None:
@@ -166,17 +178,22 @@ class Pump(Generic[T]):
         self._dispatch()
         if self.over:
             return
-        if self.session.phase is Phase.CLOSED and not self.session.wants_to_send:
-            self.over = True
-            for timer in (self._timer, self._leaving):
-                if timer is not None:
-                    timer.cancel()
-            if self._stream is not None:
-                self._stream.abort()
-                # gRPC closes the connection when nobody refers to the call any more.
-                self._stream = None
+        if self.session.phase is Phase.CLOSED and (self._gone or not self.session.wants_to_send):
+            self._finish()
             return
         self._arm()
+
+    def _finish(self) -> None:
+        self.over = True
+        for timer in (self._timer, self._leaving):
+            if timer is not None:
+                timer.cancel()
+        if self._stream is not None:
+            self._stream.abort()
+            # gRPC closes the connection when nobody refers to the call any more.
+            self._stream = None
+        if self._mailbox is not None:
+            self._mailbox.hand_over()
 
     def _arm(self) -> None:
         deadline = self.session.next_deadline()

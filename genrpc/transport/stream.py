@@ -11,6 +11,7 @@ Only the loop thread may use it.
 from __future__ import annotations
 
 import asyncio
+import logging
 import sys
 from collections.abc import Callable, Coroutine
 from typing import Any, Protocol
@@ -21,7 +22,12 @@ from genrpc.errors import BadRPC, BadTCP
 
 from .status import TLS_REFUSED, failure_of
 
+log = logging.getLogger("genrpc")
+
 Done = Callable[[BaseException | None], None]
+
+WRITE_SECONDS = 1.0
+"""How long a caller that does not read can keep the end of its stream waiting."""
 
 
 class StreamOwner(Protocol):
@@ -102,6 +108,7 @@ class Stream:
         except asyncio.CancelledError:
             owner.ended(BadTCP("closed"))
         except Exception as exc:  # grpc.aio raises several of its own; none may pass in silence
+            log.warning("A stream broke", exc_info=True)
             owner.ended(BadTCP("closed", message=f"The stream broke: {exc!r}"))
         else:
             owner.ended(None)
@@ -141,7 +148,21 @@ class ServerStream(Stream):
 
     def __init__(self, call: Any, loop: asyncio.AbstractEventLoop) -> None:  # noqa: ANN401
         super().__init__(call, loop)
-        self.over: asyncio.Future[None] = loop.create_future()
+        self._over: asyncio.Future[None] = loop.create_future()
+        self._done: Done | None = None  # of the write that is in flight
+        self._ending = False
+
+    def write(self, frame: bytes, done: Done) -> None:
+        """Write a frame; see Stream."""
+        self._done = done
+        drive(self._call.write(frame), self._loop, self._written)
+
+    def _written(self, error: BaseException | None) -> None:
+        done, self._done = self._done, None
+        if self._ending:
+            self._end()
+        if done is not None:
+            done(error)
 
     @property
     def certificate(self) -> bytes | None:
@@ -156,17 +177,24 @@ class ServerStream(Stream):
 
     def half_close(self) -> None:
         """End it, after what was written."""
-        if not self.over.done():
-            self.over.set_result(None)
+        self._ending = True
+        if self._done is None:
+            self._end()
+        else:  # gRPC takes it ill when a handler returns while its first write is in flight
+            self._loop.call_later(WRITE_SECONDS, self._end)
 
     def abort(self) -> None:
-        """End it now."""
+        """End it, as soon as gRPC allows: see half_close."""
         self.half_close()
+
+    def _end(self) -> None:
+        if not self._over.done():
+            self._over.set_result(None)
 
     async def wait(self) -> None:
         """Stay until the stream is to end; then stop reading."""
         try:
-            await self.over
+            await self._over
         finally:
             if self._reader is not None:
                 self._reader.cancel()
