@@ -37,7 +37,7 @@ def start(name: str | None = None, **settings: object) -> Node:
     global _default, _serves
     node = Node(name or f"{program_name()}@{DEFAULT_HOST}", Settings(**settings))
     with _lock:
-        if _default is not None and _serves:
+        if _default is not None and _serves and not _default.is_stopped:
             raise RuntimeError(
                 f"{_default.name} is this process's node already: stop it first with genrpc.stop(),"
                 " or make a further node with genrpc.Node"
@@ -68,7 +68,7 @@ def acting_node(via: Node | None = None) -> Node:
 
 
 def _default_node() -> Node:
-    global _default
+    global _default, _serves
     node = _default
     if node is None or node.is_stopped:
         check_not_forked()
@@ -78,7 +78,7 @@ def _default_node() -> Node:
                 node = Node(_client_name(client_only), client_only)
                 # Under the name in its certificate, it may be there to call the node of that name.
                 node.answers_itself = client_only.certfile is None
-                _default = node.start()
+                _default, _serves = node.start(), False
             node = _default
     return node
 

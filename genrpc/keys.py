@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import concurrent.futures
 import contextlib
+import functools
 import threading
 import weakref
 from collections.abc import Callable
@@ -18,8 +19,9 @@ from typing import Any, Protocol
 from genrpc import codec
 from genrpc.errors import BadRPC, BadTCP, CallError, CodecError, Throw, error_of
 from genrpc.loops import Mailbox
-from genrpc.protocol.pending import ERROR, THROWN, Call
+from genrpc.protocol.pending import ERROR, THROWN, VALUE, Call
 from genrpc.settings import Settings
+from genrpc.transport.loop import check_may_wait
 
 # The states of concurrent.futures, whose functions look at them.
 _PENDING = "PENDING"
@@ -47,7 +49,7 @@ class Backstage(Protocol):
         """Have a worker call a function."""
 
     def call_later(self, seconds: float, function: Callable[[], object], /) -> None:
-        """Have the loop thread call a function after a while; on the loop thread."""
+        """Have the loop thread call a function after a while."""
 
 
 class Cast(Call):
@@ -126,7 +128,8 @@ class Key(Future[Any]):
         if self._end(_FINISHED):
             expiry = self._node.settings.async_call_inactivity_timeout
             if expiry is not None:
-                self._node.call_later(expiry, self.expire)
+                # Weakly: a key that was let go of needs no timer to let go of its result.
+                self._node.call_later(expiry, functools.partial(_expire, weakref.ref(self)))
 
     def _end(self, state: str) -> bool:
         with _ending:
@@ -144,7 +147,7 @@ class Key(Future[Any]):
             for waiter in self._waiters:
                 if self._state == _CANCELLED:
                     waiter.add_cancelled(self)
-                elif self._call.failure or self._call.outcome == ERROR:
+                elif self._call.failure or self._call.outcome != VALUE:
                     waiter.add_exception(self)
                 else:
                     waiter.add_result(self)
@@ -161,7 +164,9 @@ class Key(Future[Any]):
         with _ending:
             if self._outcome is not None:
                 return
-            self._outcome = None, error_of(BadRPC("expired", "finished"))
+            failure = self._call.failure
+            execution = "finished" if failure is None else failure.execution
+            self._outcome = None, error_of(BadRPC("expired", execution))
         self._drop_payload()
 
     # ------------------------------------------------------------ anybody's side
@@ -199,6 +204,8 @@ class Key(Future[Any]):
     def wait(self, timeout: float | None = None) -> bool:
         """Wait for the outcome, `timeout` seconds at most; whether there is one."""
         if self._state == _PENDING:
+            if timeout != 0:
+                check_may_wait()
             with self._condition:
                 return self._condition.wait_for(lambda: self._state != _PENDING, timeout)
         return True
@@ -235,7 +242,11 @@ class Key(Future[Any]):
         value, error = found
         # A fresh exception each time: one that is raised in several threads at once would
         # grow the tracebacks of all.
-        return value, error if not isinstance(error, CallError) else error_of(error.value)
+        if isinstance(error, CallError):
+            return None, error_of(error.value)
+        if isinstance(error, Throw):
+            return None, Throw(error.value)
+        return value, error
 
     def _decoded(self) -> tuple[Any, BaseException | None]:
         try:
@@ -245,6 +256,12 @@ class Key(Future[Any]):
 
     def _drop_payload(self) -> None:
         self._call.head, self._call.buffers = b"", ()
+
+
+def _expire(reference: weakref.ref[Key]) -> None:
+    key = reference()
+    if key is not None:
+        key.expire()
 
 
 def value_of(error: BaseException) -> BadRPC | BadTCP:
@@ -274,13 +291,15 @@ class LoopWaiters:
                 return
 
 
-_loops: weakref.WeakKeyDictionary[asyncio.AbstractEventLoop, LoopWaiters]
-_loops = weakref.WeakKeyDictionary()
+_loops: dict[asyncio.AbstractEventLoop, LoopWaiters] = {}
 
 
 def loop_waiters(loop: asyncio.AbstractEventLoop) -> LoopWaiters:
     """The waiters of an event loop; to be called on it."""
     found = _loops.get(loop)
     if found is None:
+        for other in list(_loops):  # each asyncio.run makes a loop
+            if other.is_closed():
+                _loops.pop(other, None)
         found = _loops[loop] = LoopWaiters(loop)
     return found

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import atexit
+import concurrent.futures
 import functools
 import logging
 import sys
@@ -41,7 +42,7 @@ from genrpc.telemetry import Counters, Hooks, RateLimitedLog
 from genrpc.transport.channel import Line
 from genrpc.transport.dialling import Resolver
 from genrpc.transport.listening import CannotListenError, Listener
-from genrpc.transport.loop import check_may_wait, loop_thread
+from genrpc.transport.loop import check_may_wait, check_not_forked, loop_thread, tell_of_forks
 from genrpc.transport.loopback import LoopbackStream
 from genrpc.transport.pump import AnyStream
 from genrpc.transport.stream import ServerStream
@@ -55,8 +56,12 @@ HEAL_SECONDS = 0.25
 START_SECONDS = 30.0
 EXIT_GRACE_SECONDS = 1.0
 STOP_SLACK_SECONDS = 10.0
+MAX_GRACE_SECONDS = 1e6
 WAKE_SLACK_SECONDS = 5.0
 """How much longer than its deadline a caller waits for the loop thread to end its call."""
+
+FORGET_SECONDS = 60.0
+"""After how long without a stream a destination is forgotten, of which there may be any number."""
 
 MAX_ALIASES = 65_536
 """Spellings of destinations that are remembered with their peers."""
@@ -114,8 +119,23 @@ class Node:
         Raises ConfigurationError (UnsafeConfigurationError for what is not safe) and OSError
         if a port that was asked for cannot be had.
         """
-        if self._state != "new":
-            raise RuntimeError(f"{self.name} was started already: a node is started once")
+        with self._peers_lock:
+            if self._state != "new":
+                raise RuntimeError(f"{self.name} was started already: a node is started once")
+            self._state = "starting"
+        try:
+            self._build()
+        except BaseException:  # it can be tried again: a port may become free
+            self._state = "new"
+            raise
+        self.started_at = time.time()
+        self._state = "started"
+        tell_of_forks(self)
+        # Else what was cast last could be lost with the process, and peers see a broken line.
+        atexit.register(self.stop, EXIT_GRACE_SECONDS)
+        return self
+
+    def _build(self) -> None:
         settings = self.settings
         security.check_listen_address(settings)
         cookie = security.load_cookie(settings)
@@ -156,14 +176,14 @@ class Node:
             sys.setswitchinterval(settings.switch_interval)
         thread.run(self._start(line), START_SECONDS)
         if self._listener is not None and settings.port_discovery == "local":
-            self._registration = discovery.publish(
-                self.name, settings.listen_address, self._listener.port
-            )
-        self.started_at = time.time()
-        self._state = "started"
-        # Else what was cast last could be lost with the process, and peers see a broken line.
-        atexit.register(self.stop, EXIT_GRACE_SECONDS)
-        return self
+            try:
+                self._registration = discovery.publish(
+                    self.name, settings.listen_address, self._listener.port
+                )
+            except BaseException:
+                thread.run(self._stop(0), STOP_SLACK_SECONDS)
+                self._listener = None
+                raise
 
     async def _start(self, line: Line) -> None:
         loop = asyncio.get_running_loop()
@@ -197,20 +217,43 @@ class Node:
         return mine
 
     def _heal_peers(self) -> None:
+        loop = self._running_thread().loop
+        now, unused = loop.time(), set()
         for peer in list(self._peers.values()):
             peer.heal()
-        self._heal = self._running_thread().loop.call_later(HEAL_SECONDS, self._heal_peers)
+            if peer.idle_seconds(now) > FORGET_SECONDS:
+                unused.add(peer)
+        if unused:
+            self._forget(unused)
+        self._heal = loop.call_later(HEAL_SECONDS, self._heal_peers)
+
+    def _forget(self, unused: set[Peer]) -> None:
+        """Let go of peers; a thread that still holds one can use it all the same."""
+        with self._peers_lock:
+            for peer in unused:
+                del self._peers[peer.destination]
+            self._aliases = {
+                alias: peer for alias, peer in self._aliases.items() if peer not in unused
+            }
+
+    def forked(self) -> None:
+        """This is a forked child, in which nothing of the node is left but its memory."""
+        self._peers_lock = threading.Lock()  # another thread may have held it
+        self._aliases = {}
+        self._state = "forked"
 
     def stop(self, grace: float = 2.0) -> None:
         """Stop: refuse new calls, give running ones `grace` seconds, then end all streams.
 
         Calls that this node has out fail with BadTCP("closed"); what it cast is sent first.
         """
-        check_timeout(grace, "grace")
+        seconds = check_timeout(grace, "grace")
+        grace = MAX_GRACE_SECONDS if seconds is None else min(seconds, MAX_GRACE_SECONDS)
         with self._peers_lock:
-            was, self._state = self._state, "stopped"
-        if was != "started":
-            return
+            if self._state != "started":
+                return
+            self._state = "stopped"
+            self._aliases = {}
         atexit.unregister(self.stop)
         if self._registration is not None:
             self._registration.withdraw()
@@ -388,8 +431,9 @@ class Node:
         self._running_thread().call(self._executor.put, function)
 
     def call_later(self, seconds: float, function: Callable[[], object]) -> None:
-        """Have the loop thread call a function after a while; on the loop thread."""
-        self._running_thread().loop.call_later(seconds, function)
+        """Have the loop thread call a function after a while."""
+        thread = self._running_thread()
+        thread.call(thread.loop.call_later, seconds, function)
 
     async def call_soon(
         self,
@@ -417,7 +461,7 @@ class Node:
         peer.post(call, hint)
         try:
             await done
-        except asyncio.CancelledError:
+        except BaseException:  # CancelledError, mostly: nobody waits for this call any more
             peer.cancel(call)
             raise
         return take(call)
@@ -466,6 +510,7 @@ class Node:
             peer = None
         if peer is not None:
             return peer, None
+        check_not_forked()
         destination = parse_destination(dest)
         hinted = destination.port_hint is not None or destination.host_hint is not None
         with self._peers_lock:
@@ -489,9 +534,14 @@ class Node:
     def ping(self, dest: object, timeout: float | None = DEFAULT) -> float:
         """Seconds of a round trip on the stream to a peer, which is opened first if need be."""
         seconds = self._timeout(timeout)
+        deadline = None if seconds is None else time.monotonic() + seconds
         self.call(dest, "genrpc", "ping", [], seconds)
         peer, _ = self._peer(dest)
-        return self._running_thread().run(peer.ping(time.monotonic_ns()), seconds or 3600.0)
+        left = None if deadline is None else max(0.0, deadline - time.monotonic())
+        try:
+            return self._running_thread().run(peer.ping(time.monotonic_ns()), left)
+        except concurrent.futures.TimeoutError:
+            raise error_of(BadRPC("timeout", "finished")) from None
 
     def steps_to(self, dest: object) -> Steps:
         """How long the steps of the last dial to a peer took, also of one that failed."""

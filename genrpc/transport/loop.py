@@ -9,17 +9,35 @@ from __future__ import annotations
 
 import os
 import threading
+import weakref
+from typing import Protocol
 
 from genrpc.loops import LoopThread
+
+
+class Forked(Protocol):
+    """What must know when it finds itself in a forked child."""
+
+    def forked(self) -> None:
+        """Refuse all from now on; called in the child, before anything else runs there."""
+
 
 _lock = threading.Lock()
 _current: LoopThread | None = None
 _forked = False
+_told_of_forks: weakref.WeakSet[Forked] = weakref.WeakSet()
 
 
 def _after_fork() -> None:
     global _forked
     _forked = True
+    for told in list(_told_of_forks):
+        told.forked()
+
+
+def tell_of_forks(told: Forked) -> None:
+    """Have `told.forked()` called in forked children, for as long as it lives."""
+    _told_of_forks.add(told)
 
 
 def loop_thread() -> LoopThread:
