@@ -13,6 +13,7 @@ from genrpc.cli import codes, output
 from genrpc.cli.acting import acting, timeout_of
 from genrpc.cli.arguments import Command, Parser, node
 from genrpc.errors import CallError
+from genrpc.names import parse_destination
 
 if TYPE_CHECKING:
     from genrpc._generated.genrpc.v1 import genrpc_pb2 as pb
@@ -67,7 +68,8 @@ def _ping(args: Namespace) -> int:
         steps = acting_node.steps_to(args.node)
     if args.json:
         seconds = {name: value for name, value in _named(steps, round_trip) if value is not None}
-        output.print_json({"node": args.node, "address": steps.address, **seconds})
+        name = parse_destination(args.node).node
+        output.print_json({"node": name, "address": steps.address, **seconds})
     else:
         _print_steps(steps, round_trip)
     return codes.OK

@@ -20,6 +20,7 @@ from genrpc.cli import codes, output
 from genrpc.cli.acting import acting, timeout_of
 from genrpc.cli.arguments import Command, Parser, node, positive_duration
 from genrpc.errors import NotAllowedError
+from genrpc.names import parse_destination
 
 if TYPE_CHECKING:
     from genrpc.local_node import Node
@@ -88,7 +89,7 @@ def _bench(args: Namespace) -> int:
             except NotAllowedError:
                 found[name] = None
     if args.json:
-        output.print_json({"node": args.node, **found})
+        output.print_json({"node": parse_destination(args.node).node, **found})
     else:
         for name, numbers in found.items():
             print(f"{name:<6}  {_in_words(numbers)}")

@@ -27,6 +27,9 @@ SWITCH_INTERVAL = 0.0002
 """Seconds; keeps small calls quick beside CPU-bound functions (Python's own 0.005 makes each
 wait for that long)."""
 
+MAX_GRACE = 86_400.0
+"""Seconds; what `--grace none` comes to, for whoever does not send a second signal."""
+
 _DETAILS = """\
 Without MODULE, what may be called is up to the settings rpc_module_control and rpc_module_list.
 The node ends with Ctrl-C or SIGTERM: calls that run get the grace, a second signal ends it at once.
@@ -115,22 +118,20 @@ def _run(args: Namespace) -> int:
             _tell_ready(node)
         received = signals.wait()
         output.say(f"{node.name} is stopping ({received})")
-        # A function that never ends must not keep the process: None would wait for it.
-        node.stop(args.grace if args.grace is not None else 86_400.0)
+        node.stop(MAX_GRACE if args.grace is None else args.grace)
     output.say(f"{node.name} has stopped")
     return codes.OK
 
 
 def _import_all(entries: list[str]) -> None:
     """Import modules, from the current directory too, as `python -m` does."""
-    if not getattr(sys.flags, "safe_path", False) and os.getcwd() not in sys.path:
-        sys.path.insert(0, os.getcwd())
+    here = os.path.abspath(".")
+    if not getattr(sys.flags, "safe_path", False) and here not in sys.path:
+        sys.path.insert(0, here)
     for entry in entries:
         module = entry.partition(":")[0]
         try:
             importlib.import_module(module)
-        except KeyboardInterrupt:
-            raise
         except BaseException as exc:  # a module may raise anything, SystemExit too
             raise UsageError(_why_not(module, exc)) from None
 
@@ -141,7 +142,7 @@ def _why_not(module: str, error: BaseException) -> str:
         if module.endswith(".py"):
             return f"{told}; did you mean {module.removesuffix('.py')}?"
         if error.name == module:
-            return f"{told}; it is looked for in {os.getcwd()} and on Python's path"
+            return f"{told}; it is looked for in {os.path.abspath('.')} and on Python's path"
     # The frame where it happened; those of importlib and of this module say nothing.
     *_, frame = traceback.extract_tb(error.__traceback__)
     if isinstance(error, SyntaxError) or frame.filename.startswith("<frozen"):

@@ -24,7 +24,7 @@ def test_ping_tells_how_long_each_step_took(cli, node):
     done = cli("ping", node.dest, "--json")
     assert done.returncode == 0
     found = json.loads(done.stdout)
-    assert found.pop("node") == node.dest
+    assert found.pop("node") == node.name
     assert found.pop("address") == f"127.0.0.1:{node.event['port']}"
     assert list(found) == ["resolve", "connect", "handshake", "round_trip"]
     assert all(0 <= seconds < 30 for seconds in found.values())
