@@ -19,7 +19,6 @@ import time
 import types
 from collections import deque
 from collections.abc import Callable, Hashable, Sequence
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, cast
 
 from genrpc import codec, neutral
@@ -40,6 +39,9 @@ log = logging.getLogger("genrpc")
 STALL_SECONDS = 0.005
 """How long a function that was declared non-blocking may take."""
 
+MAX_KNOWN = 4096
+"""Functions that are remembered once they were found and allowed."""
+
 NONBLOCKING_MARK = "__genrpc_nonblocking__"
 
 Work = IncomingCall | Callable[[], object]
@@ -48,12 +50,15 @@ Work = IncomingCall | Callable[[], object]
 _GENERATORS = (types.GeneratorType, types.AsyncGeneratorType)
 
 
-@dataclass(frozen=True, slots=True)
 class Running:
     """What a function can learn about the call that it runs for."""
 
-    node: Any  # the Node; the layers above know its type
-    call: IncomingCall
+    # Not a frozen dataclass: making one of those costs a call half a microsecond more.
+    __slots__ = ("call", "node")
+
+    def __init__(self, node: Any, call: IncomingCall) -> None:  # noqa: ANN401
+        self.node = node  # the Node; the layers above know its type
+        self.call = call
 
 
 current: contextvars.ContextVar[Running | None] = contextvars.ContextVar(
@@ -125,6 +130,7 @@ class Executor:
         # By target: how it ran last. "coroutine" and "nonblocking" are asked for before
         # a worker is; what is not here is for workers.
         self._routes: dict[tuple[str, str], str] = {}
+        self._known: dict[Target, tuple[types.ModuleType, Callable[..., object]]] = {}
         self._stalled: set[tuple[str, str]] = set()
         self._stopped = False
         self._log = RateLimitedLog(log)
@@ -136,6 +142,7 @@ class Executor:
     def change_policy(self, control: str, entries: Sequence[str]) -> None:
         """Let another policy hold from now on; on the loop thread."""
         self.policy = Policy(control, entries)
+        self._known.clear()
         if self._processes is not None:
             self._processes.change_policy(control, entries)
 
@@ -315,6 +322,24 @@ class Executor:
     # ------------------------------------------------------------ finding the function
 
     def _resolve(self, call: IncomingCall) -> Callable[..., object]:
+        # What was found and allowed once is so as long as it is the same object under the same
+        # name: 0.3 us for a call instead of 2.
+        known = self._known.get(call.target)
+        if known is not None:
+            module, function = known
+            if (
+                sys.modules.get(call.target[0]) is module
+                and getattr(module, call.target[1], None) is function
+            ):
+                return function
+        module, function = self._find(call)
+        if not call.target[2] and "." not in call.target[1]:
+            if len(self._known) >= MAX_KNOWN:
+                self._known.clear()
+            self._known[call.target] = module, function
+        return function
+
+    def _find(self, call: IncomingCall) -> tuple[types.ModuleType, Callable[..., object]]:
         module_name, function_name, version = call.target
         module = sys.modules.get(module_name)
         if module is None or getattr(module, "__spec__", None) is None or _is_initializing(module):
@@ -338,7 +363,7 @@ class Executor:
         name = (module_name, function_name)
         if name not in self._routes and self._is_nonblocking(name, target):
             self._routes[name] = "nonblocking"
-        return target
+        return module, target
 
     def _import(self, call: IncomingCall) -> types.ModuleType:
         name, _, version = call.target
