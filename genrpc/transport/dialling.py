@@ -41,19 +41,37 @@ class Resolver:
 
     async def run(self, function: Callable[[], T]) -> T:
         """Run `function` in a thread and wait for its result; on the loop thread."""
-        async with self._free:
-            result: asyncio.Future[T] = self._loop.create_future()
+        await self._free.acquire()
+        result: asyncio.Future[T] = self._loop.create_future()
 
-            def work() -> None:
-                try:
-                    value = function()
-                except Exception as exc:  # the waiting task raises it
-                    self._loop.call_soon_threadsafe(_settle, result, None, exc)
-                else:
-                    self._loop.call_soon_threadsafe(_settle, result, value, None)
+        def work() -> None:
+            try:
+                value = function()
+            except BaseException as exc:  # the waiting task raises it
+                self._loop.call_soon_threadsafe(self._settle, result, None, exc)
+            else:
+                self._loop.call_soon_threadsafe(self._settle, result, value, None)
 
+        try:
             threading.Thread(target=work, name="genrpc-resolve", daemon=True).start()
-            return await result
+        except RuntimeError:  # the system has no more threads
+            self._free.release()
+            raise
+        return await result
+
+    def _settle(
+        self, future: asyncio.Future[T], value: T | None, error: BaseException | None
+    ) -> None:
+        # Not when the waiting task ends: one that gave up leaves its thread behind.
+        self._free.release()
+        if future.done():
+            return
+        if error is None:
+            future.set_result(value)  # type: ignore[arg-type]  # T may itself be None
+        elif isinstance(error, Exception) and not isinstance(error, StopIteration):
+            future.set_exception(error)
+        else:  # a task cannot raise it without harm to the loop
+            future.set_exception(RuntimeError(f"a look-up raised {error!r}"))
 
     async def addresses(self, host: str) -> list[str]:
         """The IP addresses of a host; raises OSError (gaierror) if it has none."""
@@ -62,14 +80,6 @@ class Resolver:
             return [literal]
         found = await self.run(lambda: socket.getaddrinfo(host, None, type=socket.SOCK_STREAM))
         return list(dict.fromkeys(str(entry[4][0]) for entry in found))
-
-
-def _settle(future: asyncio.Future[T], value: T | None, error: Exception | None) -> None:
-    if not future.done():
-        if error is not None:
-            future.set_exception(error)
-        else:
-            future.set_result(value)  # type: ignore[arg-type]  # T may itself be None
 
 
 def _literal(host: str) -> str | None:
@@ -103,9 +113,11 @@ def open_stream(
     """
     if tls is not None:
         addresses = [tls.address]
-    family = "ipv6" if ":" in addresses[0] else "ipv4"
-    usable = [address for address in addresses if (":" in address) == (family == "ipv6")]
-    ends = ",".join(f"[{a}]:{port}" if family == "ipv6" else f"{a}:{port}" for a in usable)
+    # gRPC takes addresses of one family only. Nodes listen on IPv4 unless told otherwise, also
+    # where a name, such as localhost, has an IPv6 address that comes first.
+    ipv4 = [address for address in addresses if ":" not in address]
+    family = "ipv4" if ipv4 else "ipv6"
+    ends = ",".join(f"{a}:{port}" for a in ipv4) or ",".join(f"[{a}]:{port}" for a in addresses)
     options = client_options(line)
     if tls is None:
         channel = grpc.aio.insecure_channel(f"{family}:{ends}", options)
