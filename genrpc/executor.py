@@ -253,8 +253,12 @@ class Executor:
     def _broke(self, call: IncomingCall, exc: BaseException) -> None:
         """No call may take its thread along, nor stay unanswered, whatever is wrong here."""
         log.error("Running %s:%s went wrong", *call.target[:2], exc_info=exc)
-        pickles = call.encoding == PICKLE
-        self.answer(call, ERROR, codec.encode_exception(exc, execution="unknown", pickles=pickles))
+        if call.encoding == PICKLE:
+            reply = codec.encode_exception(exc, execution="unknown")
+        else:  # a stranger to Python, who learns nothing of our insides
+            message = "This node failed to run the call; its log says why."
+            reply = codec.encode_error("exit", "unknown", message)
+        self.answer(call, ERROR, reply)
 
     def _run(self, call: IncomingCall) -> None:
         """Run a call to its end, or to the point where its coroutine was started."""

@@ -18,7 +18,7 @@ import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from types import TracebackType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from genrpc import codec, discovery, security
 from genrpc.errors import BadRPC, BadTCP, error_of
@@ -48,6 +48,10 @@ from genrpc.transport.pump import AnyStream
 from genrpc.transport.stream import ServerStream
 from genrpc.transport.tls import Certificates, certificate_fault
 
+if TYPE_CHECKING:
+    from genrpc._generated.genrpc.v1 import genrpc_pb2 as pb
+    from genrpc.unary_calls import Services
+
 log = logging.getLogger("genrpc")
 
 HEAL_SECONDS = 0.25
@@ -56,6 +60,9 @@ HEAL_SECONDS = 0.25
 START_SECONDS = 30.0
 EXIT_GRACE_SECONDS = 1.0
 STOP_SLACK_SECONDS = 10.0
+CLOSE_SECONDS = 1.0
+"""How long the listener waits for its last answers to be read."""
+
 MAX_GRACE_SECONDS = 1e6
 WAKE_SLACK_SECONDS = 5.0
 """How much longer than its deadline a caller waits for the loop thread to end its call."""
@@ -102,6 +109,7 @@ class Node:
         self._state = "new"
         self._thread: LoopThread | None = None
         self._listener: Listener | None = None
+        self._services: Services | None = None
         self._registration: discovery.Registration | None = None
         self._heal: asyncio.TimerHandle | None = None
         self._cast_log = RateLimitedLog(log)
@@ -138,7 +146,7 @@ class Node:
     def _build(self) -> None:
         settings = self.settings
         security.check_listen_address(settings)
-        cookie = security.load_cookie(settings)
+        cookie = self._cookie = security.load_cookie(settings)
         # Settings sees to it that the three TLS files are set together.
         certificates = Certificates(settings, self.name) if settings.certfile is not None else None
         thread = self._thread = loop_thread()
@@ -154,6 +162,7 @@ class Node:
             max_workers=settings.max_workers,
             nonblocking=frozenset(settings.nonblocking),
             tracebacks=settings.send_tracebacks,
+            max_depth=settings.max_depth,
         )
         if settings.executor == "process" or "process" in settings.executor_per_module.values():
             self._executor.use_processes(self.name, settings)
@@ -205,7 +214,15 @@ class Node:
     def _new_listener(self, line: Line, loop: asyncio.AbstractEventLoop) -> Listener:
         certificates = self._around.certificates
         credentials = certificates.server_credentials() if certificates is not None else None
-        return Listener(line, self._accept, loop, credentials)
+        return Listener(line, self._accept, loop, credentials, self._offered().handlers)
+
+    def _offered(self) -> Services:
+        """What is offered besides the stream; on the loop thread."""
+        if self._services is None:
+            from genrpc.unary_calls import Services  # a node that only calls does without
+
+            self._services = Services(self._reception, self._cookie)
+        return self._services
 
     def _accept(self, stream: ServerStream, address: str) -> None:
         authenticator = self._authenticator.with_certificate_of(stream)
@@ -263,18 +280,16 @@ class Node:
     async def _stop(self, grace: float) -> None:
         if self._heal is not None:
             self._heal.cancel()
-        listening = None
-        if self._listener is not None:
-            # At once, so that nobody connects any more; open streams go on meanwhile.
-            listening = asyncio.ensure_future(self._listener.stop(grace + STOP_SLACK_SECONDS))
-        self._reception.draining = True
+        if self._services is not None:
+            self._services.health.stop_serving()
+        # The listener stays meanwhile: whoever comes is told that the node is draining.
         await self._reception.drain(grace)
         failure = BadTCP("closed", message=f"{self.name}, the calling node, was stopped.")
         peers = list(self._peers.values())
         await asyncio.gather(*(peer.stop(failure, max(0.5, grace)) for peer in peers))
         await self._reception.close()
-        if listening is not None:
-            await listening
+        if self._listener is not None:
+            await self._listener.stop(CLOSE_SECONDS)
         self._executor.stop()
 
     def __enter__(self) -> Node:
@@ -547,6 +562,48 @@ class Node:
         """How long the steps of the last dial to a peer took, also of one that failed."""
         return self._peer(dest)[0].steps
 
+    def status_of(self, dest: object, timeout: float | None = DEFAULT) -> pb.GetStatusResponse:
+        """Ask a node who it is and how it does; raises a CallError."""
+
+        async def own() -> pb.GetStatusResponse:
+            return self._offered().desk.status()
+
+        destination, seconds = self._inquiry(dest, timeout)
+        if destination.node == self.name:
+            return self._running_thread().run(own(), START_SECONDS)
+        from genrpc.inquiries import Inquiries  # few programs ask
+
+        asked = Inquiries(self._around, self._cookie).status(destination, seconds)
+        return self._running_thread().run(asked, _longer(seconds))
+
+    def functions_of(
+        self, dest: object, prefix: str = "", timeout: float | None = DEFAULT
+    ) -> list[pb.FunctionInfo]:
+        """Ask a node which functions may be called there, sorted; raises a CallError.
+
+        `prefix` is compared with "module.function".
+        """
+
+        async def own() -> list[pb.FunctionInfo]:
+            return await self._offered().desk.all_functions(prefix)
+
+        destination, seconds = self._inquiry(dest, timeout)
+        if destination.node == self.name:
+            return self._running_thread().run(own(), _longer(seconds))
+        from genrpc.inquiries import Inquiries  # as above
+
+        asked = Inquiries(self._around, self._cookie).functions(destination, prefix, seconds)
+        return self._running_thread().run(asked, _longer(seconds))
+
+    def _inquiry(self, dest: object, timeout: float | None) -> tuple[Destination, float | None]:
+        check_may_wait()
+        destination, seconds = parse_destination(dest), self._timeout(timeout)
+        if self._state != "started":
+            raise RuntimeError(f"{self.name} does not run: start it, or another node")
+        if seconds == 0:
+            raise error_of(BadRPC("timeout", "not_started"))
+        return destination, seconds
+
     # ------------------------------------------------------------ named handlers
 
     def register(self, name: str, handler: object) -> None:
@@ -622,6 +679,11 @@ def running_node() -> Node | None:
     """The node for which the running code was called; None outside of any call."""
     running = current.get()
     return running.node if running is not None else None
+
+
+def _longer(seconds: float | None) -> float:
+    """How long the loop thread may take for what ends after `seconds` by itself."""
+    return threading.TIMEOUT_MAX if seconds is None else seconds + WAKE_SLACK_SECONDS
 
 
 class CookieAuthenticator:
