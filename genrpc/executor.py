@@ -330,12 +330,11 @@ class Executor:
         # name: 0.3 us for a call instead of 2.
         known = self._known.get(call.target)
         if known is not None:
-            module = known[0]
-            if (
-                sys.modules.get(call.target[0]) is module
-                and getattr(module, call.target[1], None) is known[1]
-            ):
-                return known[1]
+            module, function = known
+            loaded = sys.modules.get(call.target[0])
+            is_same = loaded is module and getattr(module, call.target[1], None) is function
+            if is_same:
+                return function
         module, function = self._find(call)
         if not call.target[2] and "." not in call.target[1]:
             if len(self._known) >= MAX_KNOWN:
