@@ -13,7 +13,7 @@ import contextlib
 import logging
 import secrets
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
 from genrpc import codec
@@ -90,7 +90,7 @@ class Reception:
         self.handshakes = 0  # streams whose peer has not proved itself yet
         self.draining = False
         self._verdicts: dict[Target, bytes | None] = {}
-        self._idle: asyncio.Event | None = None
+        self._ended: asyncio.Event | None = None  # set when a call or a stream has
 
     def accept(
         self, stream: AnyStream, address: str, authenticator: Authenticator | None = None
@@ -161,39 +161,41 @@ class Reception:
                 del self.calls_of[peer]
         self.running -= 1
         self.counters.add("calls_served")
-        self._look_idle()
+        if self._ended is not None:
+            self._ended.set()
 
     def left(self, inbound: InboundStream) -> None:
         """A stream is over."""
         self.streams.discard(inbound)
-        self._look_idle()
-
-    def _look_idle(self) -> None:
-        if self._idle is not None and not self.running:
-            self._idle.set()
+        if self._ended is not None:
+            self._ended.set()
 
     async def drain(self, grace: float) -> None:
         """Take nothing more; give what runs `grace` seconds to end."""
         self.draining = True
-        self._idle = asyncio.Event()
+        await self._until(lambda: not self.running, grace)
         if self.running:
-            try:
-                await asyncio.wait_for(self._idle.wait(), grace)
-            except asyncio.TimeoutError:
-                log.warning("%s stopped while %d calls were running", self.node, self.running)
+            log.warning("%s stopped while %d calls were running", self.node, self.running)
 
     async def close(self) -> None:
         """End all streams: the callers may read their last replies, and then close them."""
-        self._idle = asyncio.Event()
         for inbound in list(self.streams):
             inbound.leave()
-        deadline = self.loop.time() + CLOSE_SECONDS
-        while self.streams and self.loop.time() < deadline:
-            self._idle.clear()
-            with contextlib.suppress(asyncio.TimeoutError):
-                await asyncio.wait_for(self._idle.wait(), deadline - self.loop.time())
+        # One with a call that still runs will not be closed by its caller.
+        await self._until(
+            lambda: all(inbound.session.running for inbound in self.streams), CLOSE_SECONDS
+        )
         for inbound in list(self.streams):
             inbound.pump.close(None)
+
+    async def _until(self, condition: Callable[[], bool], seconds: float) -> None:
+        """Wait until the condition holds, `seconds` at most; looks when something has ended."""
+        self._ended = asyncio.Event()
+        deadline = self.loop.time() + seconds
+        while not condition() and (left := deadline - self.loop.time()) > 0:
+            self._ended.clear()
+            with contextlib.suppress(asyncio.TimeoutError):
+                await asyncio.wait_for(self._ended.wait(), left)
 
 
 class InboundStream:
@@ -213,6 +215,7 @@ class InboundStream:
             idle_timeout=settings.server_inactivity_timeout,
             max_age=settings.max_connection_age,
         )
+        self._is_proved = False
         self.mailbox: Mailbox[Reply] = Mailbox(reception.loop, self._woken)
         self.pump: Pump[Reply] = Pump(reception.loop, self.session, self, self.mailbox)
 
@@ -244,20 +247,21 @@ class InboundStream:
             error = codec.encode_error(event.reason, "not_started", event.message)
             self.session.reply(event.call, ERROR, error)
         elif isinstance(event, Opened):
+            self._is_proved = True
             self._reception.handshakes -= 1
             self._reception.counters.add("streams_accepted")
             log.debug("Stream %s of %s (%s) is open", event.session_id, event.peer, self.address)
         elif isinstance(event, Drained):
             self.pump.close(None)
         elif isinstance(event, Closed):
-            if not self.session.peer:
+            if not self._is_proved:
                 self._reception.handshakes -= 1
             self._reception.left(self)
             self._log_end(event)
 
     def leave(self) -> None:
         """Ask the caller to close the stream; one without a caller yet is closed at once."""
-        if self.session.peer:
+        if self._is_proved:
             self.session.leave("This node is stopping.", self._reception.loop.time())
             self.pump.flush()
         else:

@@ -4,6 +4,7 @@ import os
 from collections.abc import Iterator
 
 import pytest
+from nodes import Nodes
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -31,3 +32,10 @@ def isolated_environment(tmp_path_factory: pytest.TempPathFactory) -> Iterator[N
             path.mkdir(mode=0o700, parents=True, exist_ok=True)
             patch.setenv(name, str(path))
         yield
+
+
+@pytest.fixture
+def nodes() -> Iterator[Nodes]:
+    """Starts nodes in this process that find each other; see tests/nodes.py."""
+    with Nodes() as nodes:
+        yield nodes
