@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 import os
-import select
+import selectors
 import shutil
 import signal
 import subprocess
@@ -17,7 +17,7 @@ import time
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack, suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, SupportsIndex
+from typing import IO, TYPE_CHECKING, SupportsIndex
 
 from genrpc.settings import Settings
 from genrpc.testing.child import END_SECONDS, NAME_VARIABLE
@@ -72,10 +72,10 @@ class Cluster:
     def _start(self) -> None:
         outputs = Path(tempfile.mkdtemp(prefix="genrpc-cluster-"))
         self._stack.callback(shutil.rmtree, outputs, ignore_errors=True)
+        self._stack.callback(_end_all, self._processes)
         for i, name in enumerate(self.names):
-            process = NodeProcess(name, self._environment, outputs / f"node{i}.txt")
-            self._processes.append(process)
-            process.start()
+            output = outputs / f"node{i}.txt"
+            self._processes.append(NodeProcess(name, self._environment, output))
         # While they start, which takes as long: this imports gRPC.
         from genrpc.local_node import Node
 
@@ -88,7 +88,6 @@ class Cluster:
         """End all processes, frozen ones too, and the calling node."""
         for process in self._processes:
             process.ask_to_end()
-        self._stack.callback(_end_all, self._processes)
         self._stack.close()
 
     @property
@@ -123,9 +122,7 @@ class Cluster:
 
         The old one, if it still lives, is killed.
         """
-        self._processes[i].kill()
-        self._processes[i].start()
-        self._processes[i].wait_ready()
+        self._processes[i].restart()
 
 
 class NodeProcess:
@@ -135,16 +132,16 @@ class NodeProcess:
         self.name = name
         self._environment = {**environment, NAME_VARIABLE: name}
         self._output = output
-        self._process: subprocess.Popen[bytes] | None = None
-        self._deadline = 0.0
         self._is_frozen = False
+        self._deadline = 0.0
+        self._process = self._started()
 
-    def start(self) -> None:
-        """Start the process, without waiting for it."""
+    def _started(self) -> subprocess.Popen[bytes]:
+        """Start a process, without waiting for it."""
         self._deadline = time.monotonic() + START_SECONDS
         self._is_frozen = False
         with self._output.open("ab") as output:
-            self._process = subprocess.Popen(
+            return subprocess.Popen(
                 [sys.executable, "-c", _COMMAND],
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
@@ -152,27 +149,27 @@ class NodeProcess:
                 env=self._environment,
             )
 
+    def restart(self) -> None:
+        """Put another process in the place of this one, and wait until it can be called."""
+        self.kill()
+        self._process = self._started()
+        self.wait_ready()
+
     @property
     def pid(self) -> int:
         """The id of the latest process."""
-        return self._running.pid
-
-    @property
-    def _running(self) -> subprocess.Popen[bytes]:
-        if self._process is None:
-            raise RuntimeError(f"the process of {self.name} was not started")
-        return self._process
+        return self._process.pid
 
     def wait_ready(self) -> None:
         """Wait until the node can be called; raises RuntimeError if it does not come to that."""
-        with self._running.stdout as ready:  # type: ignore[union-attr]  # it is a pipe
-            left = max(0.0, self._deadline - time.monotonic())
-            if not select.select([ready], [], [], left)[0]:
+        with _pipe(self._process.stdout) as ready, selectors.DefaultSelector() as selector:
+            selector.register(ready, selectors.EVENT_READ)
+            if not selector.select(max(0.0, self._deadline - time.monotonic())):
                 what = f"was not ready within {START_SECONDS:g} s"
             elif ready.readline():
                 return
             else:
-                what = f"ended with code {self._running.wait()} before it was ready"
+                what = f"ended with code {self._process.wait()} before it was ready"
         raise RuntimeError(f"The node {self.name} {what}. It wrote:\n{self.output().strip()}")
 
     def output(self) -> str:
@@ -180,9 +177,12 @@ class NodeProcess:
         return self._output.read_text(errors="replace")
 
     def freeze(self) -> None:
-        """Send SIGSTOP; raises RuntimeError if the process has ended."""
+        """Send SIGSTOP and wait until it works; raises RuntimeError if the process has ended."""
         self._signal(signal.SIGSTOP)
         self._is_frozen = True
+        if hasattr(os, "waitid"):  # macOS has it since Python 3.13
+            # All its threads stand still only a little later; the stop is not reported away.
+            os.waitid(os.P_PID, self.pid, os.WSTOPPED | os.WEXITED | os.WNOWAIT)
 
     def thaw(self) -> None:
         """Send SIGCONT; raises RuntimeError if the process has ended."""
@@ -190,39 +190,44 @@ class NodeProcess:
         self._is_frozen = False
 
     def _signal(self, number: int) -> None:
-        if self._running.poll() is not None:
+        if self._process.poll() is not None:
             raise RuntimeError(
-                f"The process of {self.name} has ended with code {self._running.returncode}:"
+                f"The process of {self.name} has ended with code {self._process.returncode}:"
                 " restart it first."
             )
-        self._running.send_signal(number)
+        self._process.send_signal(number)
 
     def ask_to_end(self) -> None:
         """Tell the process to end, without waiting for it; one that is frozen is killed."""
-        if self._process is not None:
-            self._process.send_signal(signal.SIGKILL if self._is_frozen else signal.SIGTERM)
+        self._process.send_signal(signal.SIGKILL if self._is_frozen else signal.SIGTERM)
 
     def kill(self) -> None:
         """End the process, if it has not ended, and wait until it is gone."""
-        if self._process is not None:
-            self._process.kill()
-            self._process.wait()
-            for pipe in self._process.stdin, self._process.stdout:
-                if pipe is not None:
-                    pipe.close()
+        self._process.kill()
+        self._process.wait()
+        _pipe(self._process.stdin).close()
+        _pipe(self._process.stdout).close()
 
-    def end(self, deadline: float) -> None:
-        """Wait for the process to end by itself until `deadline`, then kill it."""
-        if self._process is not None:
-            with suppress(subprocess.TimeoutExpired):
-                self._process.wait(max(0.0, deadline - time.monotonic()))
-        self.kill()
+    def wait(self, deadline: float) -> None:
+        """Wait for the process to end by itself, until `deadline`."""
+        with suppress(subprocess.TimeoutExpired):
+            self._process.wait(max(0.0, deadline - time.monotonic()))
+
+
+def _pipe(file: IO[bytes] | None) -> IO[bytes]:
+    """One of the pipes that the process was started with."""
+    assert file is not None
+    return file
 
 
 def _end_all(processes: Sequence[NodeProcess]) -> None:
     deadline = time.monotonic() + END_SECONDS
-    for process in processes:
-        process.end(deadline)
+    try:
+        for process in processes:
+            process.wait(deadline)
+    finally:  # Ctrl-C has no patience
+        for process in processes:
+            process.kill()
 
 
 def _number(n: SupportsIndex) -> int:

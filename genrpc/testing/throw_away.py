@@ -7,7 +7,7 @@ import string
 
 
 def private_settings() -> dict[str, object]:
-    """Settings for nodes that nobody but this user's test can call: a cookie, a free port.
+    """Settings for nodes that nobody but this user's test can call: a cookie, free ports.
 
     Those of TLS are none, whatever the environment says: no certificate fits names made up here.
     """
@@ -15,6 +15,9 @@ def private_settings() -> dict[str, object]:
         "cookie": secrets.token_hex(32),
         "listen_address": "127.0.0.1",
         "tcp_server_port": 0,
+        # Where a node is looked for that has ended: at a port of none, so that econnrefused is
+        # certain. At the usual one another node of this machine might answer, as badnode.
+        "tcp_client_port": 1,
         "certfile": None,
         "keyfile": None,
         "cacertfile": None,
