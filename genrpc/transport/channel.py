@@ -62,6 +62,9 @@ def server_options(line: Line) -> Options:
         *_common(line),
         # gRPC shares ports silently: a second node would take half of the calls.
         ("grpc.so_reuseport", 0),
+        # Else gRPC itself answers CANCELLED to unary calls, at random from 1,000 that wait on.
+        ("grpc.server.max_pending_requests", 20_000),
+        ("grpc.server.max_pending_requests_hard_limit", 30_000),
         # Clients ping as often as their own settings say; that is no abuse.
         ("grpc.http2.min_ping_interval_without_data_ms", 100),
         ("grpc.http2.min_recv_ping_interval_without_data_ms", 100),
