@@ -120,7 +120,7 @@ class Loss(NamedTuple):
     """What a kill in the middle of the work did to it."""
 
     calls: int
-    done_before: int
+    answered: int
     failures: Counter[str]
     seconds_to_fail: float
     tallies: list[Tally]
@@ -132,7 +132,6 @@ def work_through_a_kill(cluster: testing.Cluster, victim: int, batches: list[lis
     keys = [_ask(names[i % len(names)], batch) for i, batch in enumerate(batches)]
     of_victim = keys[victim :: len(names)]
     concurrent.futures.wait(of_victim, return_when=concurrent.futures.FIRST_COMPLETED)
-    done_before = sum(key.done() for key in of_victim)
     killed_at = time.perf_counter()
     cluster.kill(victim)
     concurrent.futures.wait(of_victim)
@@ -147,7 +146,8 @@ def work_through_a_kill(cluster: testing.Cluster, victim: int, batches: list[lis
     again = {i: _ask(left[turn % len(left)], batches[i]) for turn, i in enumerate(lost)}
     for i, key in again.items():
         outcomes[i] = key.result()
-    return Loss(len(of_victim), done_before, failures, seconds, outcomes)
+    answered = sum(not _is_failure(genrpc.yield_(key)) for key in of_victim)
+    return Loss(len(of_victim), answered, failures, seconds, outcomes)
 
 
 def _is_failure(outcome: object) -> bool:
@@ -310,7 +310,7 @@ def _show_kill(
     screen.step(f"The work of 2 once more, by async_call; in the middle of it, kill -9 {name}")
     watch = Stopwatch()
     loss = work_through_a_kill(cluster, victim, batches)
-    screen.detail(f"{name} had answered {loss.done_before} of its {loss.calls} calls; then")
+    screen.detail(f"{name} answered {loss.answered} of its {loss.calls} calls; the others:")
     for failure, times in loss.failures.most_common():
         screen.detail(f"  {times} × {failure}")
     if loss.failures:

@@ -87,7 +87,7 @@ def test_node_that_was_done_before_it_was_killed_is_no_fault(monkeypatch, capsys
     monkeypatch.setattr(demo, "work_through_a_kill", lambda *args: loss)
     cluster = type("Names", (), {"names": ["node0-x@127.0.0.1", "node1-x@127.0.0.1"]})()
     assert demo._show_kill(demo.Screen(), cluster, [[b""]], demo.Sum.of(tallies))
-    assert "node1 had answered 1 of its 1 calls" in capsys.readouterr().out
+    assert "node1 answered 1 of its 1 calls" in capsys.readouterr().out
 
 
 # ------------------------------------------------------------------ its parts
