@@ -14,12 +14,14 @@ from typing import Any, ParamSpec, TypeVar
 from genrpc import erpc
 from genrpc.default import acting_node
 from genrpc.erpc import _TARGET, _UNSET, Args, Dest, Kwargs, Module, Outcome, Timeout, _target
-from genrpc.errors import CallError, Ok, Throw
+from genrpc.errors import CallError, CodecError, Ok, Throw
 from genrpc.local_node import DEFAULT, Node
 from genrpc.protocol.pending import BLOCK_CALL
 
 P = ParamSpec("P")
 R = TypeVar("R")
+
+_MISTAKES = (TypeError, ValueError, CodecError)
 
 
 async def call(
@@ -89,6 +91,8 @@ async def async_call(
     task: asyncio.Task[Any] = asyncio.ensure_future(coroutine)
     # One round of the loop: the call is on its way, with its arguments as they are now.
     await asyncio.sleep(0)
+    if task.done() and not task.cancelled() and isinstance(task.exception(), _MISTAKES):
+        await task  # a mistake of the caller's is raised here, as in the other doors
     return task
 
 

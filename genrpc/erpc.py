@@ -47,7 +47,7 @@ from genrpc.errors import (
 )
 from genrpc.keys import Key
 from genrpc.local_node import DEFAULT, Node, encode
-from genrpc.names import parse_destination
+from genrpc.names import check_timeout, parse_destination
 from genrpc.protocol.pending import BLOCK_CALL, CAST, ORDERED_CAST
 
 __all__ = [
@@ -289,7 +289,7 @@ def receive_response(request: Key, timeout: Timeout = None) -> Any:  # noqa: ANN
     No response within `timeout` seconds: the request is abandoned for good, CallTimeoutError.
     """
     _check_open(request)
-    arrived = request.wait(timeout)
+    arrived = request.wait(check_timeout(timeout))
     request.is_received = True
     if not arrived:
         request.cancel()
@@ -303,7 +303,8 @@ def wait_response(request: Key, timeout: Timeout = 0) -> tuple[str, Any] | str:
     Raises the CallError of a request that failed.
     """
     _check_open(request)
-    return ("response", request.result()) if request.wait(timeout) else "no_response"
+    arrived = request.wait(check_timeout(timeout))
+    return ("response", request.result()) if arrived else "no_response"
 
 
 def check_response(request: Key) -> tuple[str, Any] | str:
@@ -354,7 +355,8 @@ class RequestCollection:
         return self._next(timeout) or "no_response"
 
     def _next(self, timeout: Timeout) -> tuple[Any, Hashable] | str | None:
-        deadline = None if timeout is None else time.monotonic() + timeout
+        seconds = check_timeout(timeout)
+        deadline = None if seconds is None else time.monotonic() + seconds
         while self._labels:
             left = None if deadline is None else max(0.0, deadline - time.monotonic())
             try:
@@ -461,7 +463,17 @@ def multicall(
     named = {"module": module, "function": function, "args": args, "timeout": timeout}
     module, function, args, timeout = _target(rest, named)
     keys = promises(node, dests, module, function, args, timeout, kwargs, send_timeout)
-    return [outcome_of(key) for key in keys]
+    return collected(keys, outcome_of)
+
+
+def collected(keys: Sequence[Key], take: Callable[[Key], R]) -> list[R]:
+    """What `take` makes of each key; if it raises, nobody wants the rest."""
+    try:
+        return [take(key) for key in keys]
+    except BaseException:  # Ctrl-C too
+        for key in keys:
+            key.cancel()
+        raise
 
 
 def promises(
@@ -524,7 +536,7 @@ def parallel_eval(
 
     Raises the first failure, in order. (The module-level door has failures inline.)
     """
-    return [key.result() for key in spread_calls(calls, via)]
+    return collected(spread_calls(calls, via), Key.result)
 
 
 def spread_calls(calls: Iterable[tuple[Module, str, Args]], via: Node | None) -> list[Key]:
@@ -556,12 +568,7 @@ def pmap(
     """`[function(item, *extra_args) …]` in order, spread over the nodes; any failure raises."""
     module, function = pair(target)
     keys = spread_calls([(module, function, [item, *extra_args]) for item in items], via)
-    try:
-        return [key.result() for key in keys]
-    except BaseException:  # whatever it is, Ctrl-C too: nobody wants the rest
-        for key in keys:
-            key.cancel()
-        raise
+    return collected(keys, Key.result)
 
 
 def pair(target: tuple[Module, str]) -> tuple[Module, str]:
@@ -603,7 +610,7 @@ def sbcast(
     node = acting_node(via)
     dests, message = addressed(nodes_and_message, nodes, node)
     keys = promises(node, dests, "genrpc", "deliver", message, DEFAULT, None, DEFAULT)
-    return parted(dests, [outcome_of(key) for key in keys])
+    return parted(dests, collected(keys, outcome_of))
 
 
 def addressed(

@@ -18,6 +18,7 @@ from genrpc.erpc import Args, Dest, Module
 from genrpc.errors import BadRPC, BadTCP, CallError, Ok, Throw
 from genrpc.keys import Key, value_of
 from genrpc.local_node import Node
+from genrpc.names import check_timeout
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -70,7 +71,8 @@ def nb_yield(key: Key, timeout: float | None = 0.0) -> tuple[str, Any] | str:
     Waits at most `timeout` seconds (None: for ever). Returns ("value", outcome), where a failure
     is a BadRPC or BadTCP, or "timeout"; then the key is as it was before.
     """
-    return ("value", yield_(key)) if _checked(key).wait(timeout) else "timeout"
+    arrived = _checked(key).wait(check_timeout(timeout))
+    return ("value", yield_(key)) if arrived else "timeout"
 
 
 def _checked(key: object) -> Key:
@@ -118,4 +120,4 @@ def parallel_eval(
 
     The calls are spread round-robin over this node and its peers.
     """
-    return [yield_(key) for key in erpc.spread_calls(calls, via)]
+    return erpc.collected(erpc.spread_calls(calls, via), yield_)
