@@ -207,16 +207,15 @@ class ClientSession(Session):
 
     def next_deadline(self) -> float | None:
         """When a call, the dialling or the idle stream is to be looked at next."""
-        times = [self.pending.next_check()]
-        if self.phase < Phase.READY:
-            times.append(self.connect_deadline)
-        else:
-            times.append(self._idle_at())
-        return min((time for time in times if time is not None), default=None)
+        check_at = self.pending.next_check()
+        other = self.connect_deadline if self.phase < Phase.READY else self._idle_at()
+        if check_at is None or (other is not None and other < check_at):
+            return other
+        return check_at
 
     def _idle_at(self) -> float | None:
         """When the stream will have been idle for long enough to be left."""
-        if self.phase is not Phase.READY or self.idle_timeout is None or self.in_flight:
+        if self.idle_timeout is None or self.phase is not Phase.READY or self.in_flight:
             return None
         return self.last_active + self.idle_timeout
 
@@ -296,8 +295,9 @@ class ClientSession(Session):
     # ------------------------------------------------------------ receiving
 
     def _receive(self, frame: bytes, now: float) -> None:
-        if self.phase >= Phase.READY and frames.is_batch(frame):
-            self._take_batch(*frames.decode_replies(frame), now)
+        begin = frames.batch_begin(frame) if self.phase >= Phase.READY else 0
+        if begin:
+            self._take_batch(*frames.decode_replies(frame, begin), now)
             return
         response = frames.decode_response(frame)
         kind = response.WhichOneof("frame")
@@ -466,6 +466,17 @@ class ClientSession(Session):
     def _batch_to_send(self, now: float) -> bytes | None:
         if self._drained:  # the owner was told that the stream may be closed
             return None
+        if not (
+            self._small
+            or self._casts
+            or self._large
+            or self._cancels
+            or self.transfers.has_next
+            or self.window.owes
+        ):
+            if self._finishing:
+                self._look_drained()
+            return None
         if self._large:
             self._begin_transfers()
         # A number must not change its target within a frame, for the targets of a frame are
@@ -562,7 +573,6 @@ class ClientSession(Session):
     def _write_calls(self, batch: pb.CallBatch, calls: list[Call], now: float) -> None:
         # One pass by hand and plain lists: this loop is most of what a call costs here.
         ids, targets, heads, timeouts = [], [], [], []
-        kinds, encodings = [], []
         known, plain, timed = self._targets, True, False
         for call in calls:
             call.state = SENT
@@ -582,15 +592,13 @@ class ClientSession(Session):
             if call.kind != CALL or call.encoding != PICKLE:
                 plain = False
         if not plain:
-            kinds = [call.kind for call in calls]
-            encodings = [call.encoding for call in calls]
+            batch.kinds.extend(frames.fill([call.kind for call in calls], CALL))
+            batch.encodings.extend(frames.fill([call.encoding for call in calls], PICKLE))
         batch.call_ids.extend(ids)
         batch.call_targets.extend(targets)
         batch.payloads.extend(heads)
         if timed:
             batch.timeouts_us.extend(timeouts)
-        batch.kinds.extend(frames.fill(kinds, CALL))
-        batch.encodings.extend(frames.fill(encodings, PICKLE))
 
     def _name_target(self, batch: pb.CallBatch, target: Target) -> int:
         number = self._targets[target] = len(self._targets)

@@ -106,26 +106,25 @@ def encode_batch(batch: pb.CallBatch | pb.ReplyBatch | None, chunk: ChunkOut | N
     return b"".join((_BATCH, varint(size), _CHUNK, chunk_size, chunk_head, *chunk.pieces, body))
 
 
-def decode_calls(frame: bytes) -> tuple[pb.CallBatch, ChunkView | None]:
-    """Read a frame of calls; the caller has seen that it is one."""
-    return _decode_batch(frame, pb.CallBatch)
-
-
-def decode_replies(frame: bytes) -> tuple[pb.ReplyBatch, ChunkView | None]:
-    """Read a frame of replies; the caller has seen that it is one."""
-    return _decode_batch(frame, pb.ReplyBatch)
-
-
-def is_batch(frame: bytes) -> bool:
-    """Whether the frame carries calls or replies and nothing besides."""
+def batch_begin(frame: bytes) -> int:
+    """Where the batch begins in a frame of calls or replies and nothing besides; else 0."""
     if frame[:1] != _BATCH:
-        return False
+        return 0
     size, begin = read_varint(frame, 1)
-    return begin + size == len(frame)
+    return begin if begin + size == len(frame) else 0
 
 
-def _decode_batch(frame: bytes, kind: type[Batch]) -> tuple[Batch, ChunkView | None]:
-    _, begin = read_varint(frame, 1)
+def decode_calls(frame: bytes, begin: int) -> tuple[pb.CallBatch, ChunkView | None]:
+    """Read the calls that begin in a frame as `batch_begin` says."""
+    return _decode_batch(frame, begin, pb.CallBatch)
+
+
+def decode_replies(frame: bytes, begin: int) -> tuple[pb.ReplyBatch, ChunkView | None]:
+    """Read the replies that begin in a frame as `batch_begin` says."""
+    return _decode_batch(frame, begin, pb.ReplyBatch)
+
+
+def _decode_batch(frame: bytes, begin: int, kind: type[Batch]) -> tuple[Batch, ChunkView | None]:
     chunk, position = None, begin
     if frame[begin : begin + 1] == _CHUNK:
         size, chunk_begin = read_varint(frame, begin + 1)

@@ -30,6 +30,11 @@ class Transfers:
     def __len__(self) -> int:
         return len(self._waiting)
 
+    @property
+    def has_next(self) -> bool:
+        """Whether `next_chunk` would give one."""
+        return bool(self._abandoned or (self._waiting and self.credit > 0))
+
     def add(self, transfer: Transfer) -> None:
         """Let the transfer take part in the turns."""
         self._waiting.append(transfer)

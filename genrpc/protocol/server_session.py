@@ -207,8 +207,9 @@ class ServerSession(Session):
     # ------------------------------------------------------------ receiving
 
     def _receive(self, frame: bytes, now: float) -> None:
-        if self.phase >= Phase.READY and frames.is_batch(frame):
-            self._take_calls(*frames.decode_calls(frame), now)
+        begin = frames.batch_begin(frame) if self.phase >= Phase.READY else 0
+        if begin:
+            self._take_calls(*frames.decode_calls(frame, begin), now)
             return
         request = frames.decode_request(frame)
         kind = request.WhichOneof("frame")
@@ -391,6 +392,10 @@ class ServerSession(Session):
     # ------------------------------------------------------------ sending
 
     def _batch_to_send(self, now: float) -> bytes | None:
+        if not (
+            self._replies or self._casts_done or self.transfers.has_next or self.window.owes
+        ):
+            return None
         batch = pb.ReplyBatch()
         replies = self._next_replies(batch)
         chunk = self._next_chunk(batch, now)

@@ -66,20 +66,30 @@ else:
         Python 3.12 has eager tasks for this; before, the first steps are taken by hand, as
         a task would take them.
         """
+        _ByHand(coroutine, done).step()
 
-        def step(_: object = None) -> None:
-            try:
-                future = coroutine.send(None)
-            except StopIteration:
-                done(None)
-            except BaseException as exc:  # whatever it is, `done` is told
-                done(exc)
-            else:
-                # As a task does when it has seen what its coroutine waits for.
-                future._asyncio_future_blocking = False
-                future.add_done_callback(step)
 
-        step()
+class _ByHand:
+    """Takes the steps of a coroutine. (No closure that knows itself: those need the collector.)"""
+
+    __slots__ = ("coroutine", "done")
+
+    def __init__(self, coroutine: Coroutine[Any, Any, None], done: Done) -> None:
+        self.coroutine = coroutine
+        self.done = done
+
+    def step(self, _: object = None) -> None:
+        """Go on until the coroutine waits, or ends."""
+        try:
+            future = self.coroutine.send(None)
+        except StopIteration:
+            self.done(None)
+        except BaseException as exc:  # whatever it is, `done` is told
+            self.done(exc)
+        else:
+            # As a task does when it has seen what its coroutine waits for.
+            future._asyncio_future_blocking = False
+            future.add_done_callback(self.step)
 
 
 class Stream:

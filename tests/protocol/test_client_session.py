@@ -1006,7 +1006,7 @@ def test_frame_is_the_same_whoever_reads_it() -> None:
     submitted(client, make_call(LARGE), make_call(b"x"))
     frame = client.frame_to_send(0.0)
     assert frame is not None
-    batch, chunk = frames.decode_calls(frame)
+    batch, chunk = frames.decode_calls(frame, frames.batch_begin(frame))
     assert batch.payloads == [b"x"]
     assert chunk is not None
     assert bytes(chunk.data) == LARGE

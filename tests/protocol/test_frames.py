@@ -17,6 +17,14 @@ U64 = st.integers(0, 2**64 - 1)
 VARINT, FIXED64, BYTES, FIXED32 = 0, 1, 2, 5
 
 
+def read_calls(frame: bytes) -> tuple[pb.CallBatch, ChunkView | None]:
+    return frames.decode_calls(frame, frames.batch_begin(frame))
+
+
+def read_replies(frame: bytes) -> tuple[pb.ReplyBatch, ChunkView | None]:
+    return frames.decode_replies(frame, frames.batch_begin(frame))
+
+
 def field(number: int, wire_type: int, content: bytes) -> bytes:
     """Make one field as it stands in a message."""
     if wire_type == BYTES:
@@ -91,7 +99,7 @@ def test_frame_made_by_hand_is_a_message(batch: pb.CallBatch | None, out: ChunkO
         expected.chunk.last, expected.chunk.abandoned = out.last, out.abandoned
         if out.start is not None:
             expected.chunk.start.CopyFrom(out.start)
-    assert frames.is_batch(frame)
+    assert frames.batch_begin(frame)
     assert frames.decode_request(frame) == pb.ConnectRequest(calls=expected)
 
 
@@ -159,9 +167,9 @@ def without_chunk(batch: pb.CallBatch | pb.ReplyBatch) -> pb.CallBatch | pb.Repl
 def test_calls_are_read_as_by_protobuf_whatever_the_order_of_fields(body: bytes) -> None:
     frame = field(3, BYTES, body)
     expected = pb.ConnectRequest.FromString(frame).calls
-    assert frames.is_batch(frame)
+    assert frames.batch_begin(frame)
 
-    batch, chunk = frames.decode_calls(frame)
+    batch, chunk = read_calls(frame)
 
     assert_same_chunk(chunk, expected)
     assert without_chunk(batch) == without_chunk(expected)
@@ -174,10 +182,10 @@ def test_chunk_and_start_in_several_pieces_are_joined() -> None:
         field(1, BYTES, field(4, BYTES, b"data")),
     ]
     frame = field(3, BYTES, b"".join(pieces))
-    batch, chunk = frames.decode_calls(frame)
+    batch, chunk = read_calls(frame)
     assert chunk == ChunkView(0, b"data", pb.TransferStart(part_sizes=[5, 7]))
     assert batch.credit == 3
-    _, chunk = frames.decode_calls(field(3, BYTES, pieces[0]))
+    _, chunk = read_calls(field(3, BYTES, pieces[0]))
     assert chunk == ChunkView(0, b"", pb.TransferStart(part_sizes=[5, 7]))
 
 
@@ -186,9 +194,9 @@ def test_chunk_and_start_in_several_pieces_are_joined() -> None:
 def test_replies_are_read_as_by_protobuf_whatever_the_order_of_fields(body: bytes) -> None:
     frame = field(3, BYTES, body)
     expected = pb.ConnectResponse.FromString(frame).replies
-    assert frames.is_batch(frame)
+    assert frames.batch_begin(frame)
 
-    batch, chunk = frames.decode_replies(frame)
+    batch, chunk = read_replies(frame)
 
     assert_same_chunk(chunk, expected)
     assert without_chunk(batch) == without_chunk(expected)
@@ -200,15 +208,15 @@ def test_frame_with_a_field_of_a_later_revision_is_left_to_protobuf(
     body: bytes, extra: bytes, first: bool
 ) -> None:
     frame = extra + field(3, BYTES, body) if first else field(3, BYTES, body) + extra
-    assert not frames.is_batch(frame)
+    assert not frames.batch_begin(frame)
     calls = frames.decode_request(frame).calls
     assert_same_chunk(frames.chunk_of(calls), calls)
 
 
 def test_other_frames_are_no_batches() -> None:
     ping = pb.ConnectRequest(ping=pb.Ping(nonce=3)).SerializeToString()
-    assert not frames.is_batch(ping)
-    assert not frames.is_batch(b"")
+    assert not frames.batch_begin(ping)
+    assert not frames.batch_begin(b"")
 
 
 # ---------------------------------------------------------------- broken frames
@@ -224,7 +232,7 @@ def whole_frame() -> bytes:
 
 def read(frame: bytes) -> object:
     """Read a frame of a client as a session does."""
-    return (frames.decode_calls if frames.is_batch(frame) else frames.decode_request)(frame)
+    return read_calls(frame) if frames.batch_begin(frame) else frames.decode_request(frame)
 
 
 @pytest.mark.parametrize("length", range(1, len(whole_frame())))
@@ -249,19 +257,19 @@ def test_broken_chunk_is_refused_as_by_protobuf(fault: tuple[str, bytes]) -> Non
     # What follows is enough for everything that reads on beyond the chunk's end.
     frame = field(3, BYTES, field(1, BYTES, fault[1]) + field(10, VARINT, b"\x08") * 4)
     with pytest.raises(ProtocolError):
-        frames.decode_calls(frame)
+        read_calls(frame)
     with pytest.raises(ProtocolError):
         frames.decode_request(frame)
 
 
 def test_chunk_longer_than_its_frame_is_refused() -> None:
     with pytest.raises(ProtocolError, match="longer than its frame"):
-        frames.decode_calls(field(3, BYTES, b"\x0a\x05abc"))
+        read_calls(field(3, BYTES, b"\x0a\x05abc"))
 
 
 def test_batch_that_cannot_be_decoded_is_refused() -> None:
     with pytest.raises(ProtocolError, match="cannot be decoded"):
-        frames.decode_replies(field(3, BYTES, b"\x12\x09a"))
+        read_replies(field(3, BYTES, b"\x12\x09a"))
 
 
 @QUICK

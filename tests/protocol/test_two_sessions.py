@@ -252,9 +252,11 @@ def test_never_more_casts_are_open_than_the_window_allows(
 
 def chunk_bytes(frame: bytes) -> int:
     """Bytes of chunk data in a frame of either side."""
-    if not frames.is_batch(frame):
+    if not frames.batch_begin(frame):
         return 0
-    _, chunk = frames.decode_calls(frame)  # the chunk is the same field in both batches
+    _, chunk = frames.decode_calls(
+        frame, frames.batch_begin(frame)
+    )  # the chunk is the same field in both batches
     return memoryview(chunk.data).nbytes if chunk is not None else 0
 
 
