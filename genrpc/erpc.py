@@ -18,6 +18,7 @@ Any thread may call any of it, but for functions that were declared non-blocking
 
 from __future__ import annotations
 
+import functools
 import queue
 import sys
 import time
@@ -45,7 +46,7 @@ from genrpc.errors import (
     WorkerKilledError,
     error_of,
 )
-from genrpc.keys import Key
+from genrpc.keys import Key, take
 from genrpc.local_node import DEFAULT, Node, encode
 from genrpc.names import check_timeout, parse_destination
 from genrpc.protocol.pending import BLOCK_CALL, CAST, ORDERED_CAST
@@ -366,14 +367,14 @@ class RequestCollection:
             if request in self._labels:
                 label = self._labels.pop(request)
                 request.is_received = True
-                return outcome_of(request, lambda value: value), label
+                return outcome_of(request.result, lambda value: value), label
         return "no_request"
 
 
-def outcome_of(key: Key, wrap: Callable[[Any], Any] = Ok) -> Any:  # noqa: ANN401
-    """The outcome of a key that has one, as a value or an error."""
+def outcome_of(result: Callable[[], Any], wrap: Callable[[Any], Any] = Ok) -> Any:  # noqa: ANN401
+    """What `result` gives, or the error that it raises, as a value."""
     try:
-        return wrap(key.result())
+        return wrap(result())
     except Throw as thrown:
         return wrap(thrown.value)
     except (CallError, CancelledError) as exc:
@@ -462,8 +463,10 @@ def multicall(
     dests, rest = spread(nodes_and_target, nodes, list(_TARGET), node)
     named = {"module": module, "function": function, "args": args, "timeout": timeout}
     module, function, args, timeout = _target(rest, named)
-    keys = promises(node, dests, module, function, args, timeout, kwargs, send_timeout)
-    return collected(keys, outcome_of)
+    calls = node.call_all(
+        dests, module, function, args, timeout, kwargs=kwargs, send_timeout=send_timeout
+    )
+    return [outcome_of(functools.partial(take, call)) for call in calls]
 
 
 def collected(keys: Sequence[Key], take: Callable[[Key], R]) -> list[R]:
@@ -609,8 +612,8 @@ def sbcast(
     """
     node = acting_node(via)
     dests, message = addressed(nodes_and_message, nodes, node)
-    keys = promises(node, dests, "genrpc", "deliver", message, DEFAULT, None, DEFAULT)
-    return parted(dests, collected(keys, outcome_of))
+    calls = node.call_all(dests, "genrpc", "deliver", message)
+    return parted(dests, [outcome_of(functools.partial(take, call)) for call in calls])
 
 
 def addressed(

@@ -271,6 +271,28 @@ def value_of(error: BaseException) -> BadRPC | BadTCP:
     return BadRPC("cancelled")
 
 
+class Together:
+    """Several calls for which one thread waits; `one_ended` is for the loop thread alone."""
+
+    def __init__(self, count: int) -> None:
+        self._left = count
+        self._done = threading.Lock()
+        if count:
+            self._done.acquire()
+
+    def one_ended(self) -> None:
+        """One of the calls has ended."""
+        self._left -= 1
+        if not self._left:
+            self._done.release()
+
+    def wait(self, timeout: float | None) -> bool:
+        """Wait until all have, `timeout` seconds at most; whether they have."""
+        return self._done.acquire(
+            timeout=-1.0 if timeout is None else min(timeout, threading.TIMEOUT_MAX)
+        )
+
+
 class LoopWaiters:
     """Wakes the tasks of one event loop whose calls have ended, all that have at once."""
 

@@ -24,7 +24,7 @@ from genrpc import codec, discovery, security
 from genrpc.errors import BadRPC, BadTCP, error_of
 from genrpc.executor import Executor, current
 from genrpc.inbound import Reception
-from genrpc.keys import Cast, Key, loop_waiters, take
+from genrpc.keys import Cast, Key, Together, loop_waiters, take
 from genrpc.loops import LoopThread
 from genrpc.names import (
     Destination,
@@ -380,6 +380,57 @@ class Node:
             peer.cancel(call)
             raise
         return take(call)
+
+    def call_all(
+        self,
+        dests: Sequence[object],
+        module: object,
+        function: object,
+        args: Sequence[object] = (),
+        timeout: float | None = DEFAULT,
+        *,
+        kwargs: Mapping[str, object] | None = None,
+        send_timeout: float | None = DEFAULT,
+    ) -> list[Call]:
+        """Call several nodes at once and wait until all calls have ended; `take` each.
+
+        The arguments are encoded once, and the waiting thread is woken once.
+        """
+        check_may_wait()
+        seconds = self._timeout(timeout)
+        encoded = encode(args, kwargs, snapshot=False)
+        prepared = [
+            self._prepare(
+                dest,
+                module,
+                function,
+                (),
+                None,
+                seconds,
+                send_timeout,
+                CALL,
+                False,
+                encoded=encoded,
+            )
+            for dest in dests
+        ]
+        together = Together(len(prepared))
+        for call, peer, hint in prepared:
+            if seconds == 0:
+                call.fail(BadRPC("timeout", "not_started"))
+                together.one_ended()
+            else:
+                call.wake = together.one_ended
+                peer.post(call, hint)
+        try:
+            limit = None if seconds is None else seconds + WAKE_SLACK_SECONDS
+            if not together.wait(limit):
+                raise RuntimeError("genrpc's loop thread does not answer any more")
+        except BaseException:  # Ctrl-C, mostly: nobody waits for these calls any more
+            for call, peer, _ in prepared:
+                peer.cancel(call)
+            raise
+        return [call for call, _, _ in prepared]
 
     def send(
         self,

@@ -34,6 +34,7 @@ class LoopThread:
     def __init__(self, name: str) -> None:
         self.loop = asyncio.new_event_loop()
         self._tasks: set[asyncio.Task[object]] = set()
+        self._due: Mailbox[Callable[[], object]] = Mailbox(self.loop, self._run_due)
         self._stopping = False
         self._thread = threading.Thread(target=self._run, name=name, daemon=True)
         started = threading.Event()
@@ -67,6 +68,24 @@ class LoopThread:
     def call(self, function: Callable[..., object], *args: object) -> None:
         """Have `function(*args)` called on the loop thread, soon."""
         self.loop.call_soon_threadsafe(function, *args)
+
+    def wake(self, function: Callable[[], object]) -> None:
+        """As `call`, with one wake-up of the loop for all that comes before it is awake.
+
+        A multicall wakes many peers at once.
+        """
+        self._due.post(function)
+
+    def _run_due(self) -> None:
+        while True:
+            for function in self._due.take():
+                try:
+                    function()
+                except Exception as exc:  # it must not keep the others from being called
+                    context = {"message": "A wake-up went wrong", "exception": exc}
+                    self.loop.call_exception_handler(context)
+            if self._due.rest():
+                return
 
     def run(self, coroutine: Coroutine[object, object, T], timeout: float | None) -> T:
         """Run a coroutine on the loop and wait for its result, `timeout` seconds at most.
@@ -104,11 +123,17 @@ class Mailbox(Generic[T]):
     way: whoever owns a mailbox looks into it now and then as well.
     """
 
-    __slots__ = ("_items", "_loop", "_wake", "awake")
+    __slots__ = ("_items", "_loop", "_soon", "_wake", "awake")
 
-    def __init__(self, loop: asyncio.AbstractEventLoop, wake: Callable[[], object]) -> None:
+    def __init__(
+        self,
+        loop: asyncio.AbstractEventLoop,
+        wake: Callable[[], object],
+        soon: Callable[[Callable[[], object]], object] | None = None,
+    ) -> None:
         self._items: deque[T] = deque()
         self._loop = loop
+        self._soon = soon or loop.call_soon_threadsafe
         self._wake = wake
         self.awake = False
 
@@ -120,7 +145,7 @@ class Mailbox(Generic[T]):
         self._items.append(item)
         if not self.awake:
             self.awake = True
-            self._loop.call_soon_threadsafe(self._wake)
+            self._soon(self._wake)
 
     def take(self) -> list[T]:
         """All items, in order; on the loop thread."""

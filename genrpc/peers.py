@@ -87,7 +87,7 @@ class Peer:
         self.steps = Steps()  # of the last dial
         self._around = around
         self._loop = around.thread.loop
-        self._mailbox: Mailbox[Item] = Mailbox(self._loop, self._woken)
+        self._mailbox: Mailbox[Item] = Mailbox(self._loop, self._woken, around.thread.wake)
         self._pump: _ClientPump | None = None
         self._leaving: set[_ClientPump] = set()
         self._dial: asyncio.Task[object] | None = None

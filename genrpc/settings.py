@@ -390,7 +390,7 @@ class Settings:
 
     @staticmethod
     def describe() -> list[Description]:
-        """List name, default, unit ("seconds", "bytes" or ""), meaning and allowed values of all."""
+        """List name, default, unit ("seconds", "bytes" or ""), meaning, allowed values of all."""
         return [
             Description(name, s.default, s.kind.unit, s.doc, s.allowed)
             for name, s in _KNOWN.items()

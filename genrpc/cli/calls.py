@@ -149,7 +149,7 @@ def _multicall(args: Namespace) -> int:
 def _outcome(key: Key) -> Outcome:
     from genrpc.erpc import outcome_of
 
-    found = outcome_of(key)
+    found = outcome_of(key.result)
     return output.value_of(found) if isinstance(found, CallError) else found
 
 
