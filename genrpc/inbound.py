@@ -88,6 +88,7 @@ class Reception:
         self.calls_of: Counter[str] = Counter()  # running and queued, by peer
         self.running = 0  # the same for all peers, casts included
         self.handshakes = 0  # streams whose peer has not proved itself yet
+        self.handshakes_of: Counter[str] = Counter()  # the same, by address
         self.draining = False
         self._verdicts: dict[Target, bytes | None] = {}
         self._ended: asyncio.Event | None = None  # set when a call or a stream has
@@ -99,12 +100,15 @@ class Reception:
         inbound = InboundStream(self, address, authenticator or self.authenticator)
         self.streams.add(inbound)
         self.handshakes += 1
+        self.handshakes_of[inbound.host] += 1
         if self.draining:
             inbound.session.refuse("draining", "This node is stopping and takes no new streams.")
         elif len(self.streams) > self.settings.max_connections:
             inbound.session.refuse("overload", "This node has max_connections streams already.")
         elif self.handshakes > self.settings.max_pending_handshakes:
             inbound.session.refuse("overload", "Too many handshakes are under way on this node.")
+        elif self.handshakes_of[inbound.host] > self.settings.max_pending_handshakes_per_address:
+            inbound.session.refuse("overload", "Too many of your handshakes are under way here.")
         inbound.pump.attach(stream)
 
     def change_policy(self, control: str, entries: Sequence[str]) -> None:
@@ -164,6 +168,15 @@ class Reception:
         if self._ended is not None:
             self._ended.set()
 
+    def shaken(self, inbound: InboundStream) -> None:
+        """A handshake has ended, well or badly."""
+        self.handshakes -= 1
+        left = self.handshakes_of[inbound.host] - 1
+        if left:
+            self.handshakes_of[inbound.host] = left
+        else:
+            del self.handshakes_of[inbound.host]
+
     def left(self, inbound: InboundStream) -> None:
         """A stream is over."""
         self.streams.discard(inbound)
@@ -204,6 +217,7 @@ class InboundStream:
     def __init__(self, reception: Reception, address: str, authenticator: Authenticator) -> None:
         settings = reception.settings
         self.address = address
+        self.host = address.rpartition(":")[0]
         self._reception = reception
         session_id = secrets.token_hex(6)
         handshake = settings.handshake_timeout
@@ -248,14 +262,14 @@ class InboundStream:
             self.session.reply(event.call, ERROR, error)
         elif isinstance(event, Opened):
             self._is_proved = True
-            self._reception.handshakes -= 1
+            self._reception.shaken(self)
             self._reception.counters.add("streams_accepted")
             log.debug("Stream %s of %s (%s) is open", event.session_id, event.peer, self.address)
         elif isinstance(event, Drained):
             self.pump.close(None)
         elif isinstance(event, Closed):
             if not self._is_proved:
-                self._reception.handshakes -= 1
+                self._reception.shaken(self)
             self._reception.left(self)
             self._log_end(event)
 
@@ -291,7 +305,7 @@ class InboundStream:
             return
         reception.counters.add(f"streams_{failure.reason}")
         reception.log.warning(
-            (self.address.rpartition(":")[0], failure.reason),
+            (self.host, failure.reason),
             "Stream %s of %s (%s) ended: %s (%s)",
             self.session.identity.session_id,
             self.session.peer or "nobody",

@@ -269,8 +269,7 @@ class Node:
         with self._peers_lock:
             if self._state != "started":
                 return
-            self._state = "stopped"
-            self._aliases = {}
+            self._state = "stopping"
         atexit.unregister(self.stop)
         if self._registration is not None:
             self._registration.withdraw()
@@ -284,6 +283,9 @@ class Node:
             self._services.health.stop_serving()
         # The listener stays meanwhile: whoever comes is told that the node is draining.
         await self._reception.drain(grace)
+        with self._peers_lock:  # until now, what runs here could call others
+            self._state = "stopped"
+            self._aliases = {}
         failure = BadTCP("closed", message=f"{self.name}, the calling node, was stopped.")
         peers = list(self._peers.values())
         await asyncio.gather(*(peer.stop(failure, max(0.5, grace)) for peer in peers))
@@ -315,7 +317,7 @@ class Node:
     @property
     def is_stopped(self) -> bool:
         """Whether `stop` was called."""
-        return self._state == "stopped"
+        return self._state in ("stopping", "stopped")
 
     @property
     def port(self) -> int | None:
@@ -580,7 +582,7 @@ class Node:
         destination = parse_destination(dest)
         hinted = destination.port_hint is not None or destination.host_hint is not None
         with self._peers_lock:
-            if self._state != "started":
+            if self._state not in ("started", "stopping"):
                 raise RuntimeError(
                     f"{self.name} is stopped: start another node"
                     if self._state == "stopped"

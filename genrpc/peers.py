@@ -10,8 +10,9 @@ from __future__ import annotations
 import asyncio
 import functools
 import logging
+import weakref
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 from genrpc import discovery
 from genrpc.errors import BadTCP, CallError, error_of
@@ -43,6 +44,10 @@ BACK_OFF_SECONDS = 0.02
 
 MAX_BACK_OFF_SECONDS = 0.5
 
+MAX_DIALS = 64
+"""Streams that are dialled at once to one node, each for a key of its own; further ones wait. A
+node refuses more than max_pending_handshakes_per_address, which is 128."""
+
 MAX_CHECK_SECONDS = 60.0
 """How long a look at a TLS server may take where connect_timeout is None."""
 
@@ -64,6 +69,13 @@ class Surroundings:
     counters: Counters
     certificates: Certificates | None
     loop_back: Callable[[], AnyStream] | None
+    _turns: weakref.WeakValueDictionary[str, asyncio.Semaphore] = field(
+        default_factory=weakref.WeakValueDictionary
+    )
+
+    def turns_to(self, node: str) -> asyncio.Semaphore:
+        """What lets so many at once dial a node; to be held on to by its peers."""
+        return self._turns.setdefault(node, asyncio.Semaphore(MAX_DIALS))
 
 
 @dataclass(slots=True)
@@ -94,6 +106,7 @@ class Peer:
         self._idle_since: float | None = self._loop.time()
         self._failures = 0  # dials that failed one after the other
         self._failed_at = 0.0
+        self._turns = around.turns_to(destination.node)
         self._stopped: Failure | None = None
         self._stopping: asyncio.Future[None] | None = None
 
@@ -196,22 +209,24 @@ class Peer:
     async def _connect(self, pump: _ClientPump, hint: Destination | None) -> None:
         try:
             await asyncio.sleep(self._pause())
+            await pump.take_turn(self._turns)
             self.steps = Steps()
             begun = self._loop.time()
             stream = await self._open(hint or self.destination)
             self.steps.resolve = self._loop.time() - begun
         except CallError as exc:
             pump.close(exc.value)
-            return
         except Exception as exc:  # gRPC refuses an option or a certificate, say
             log.exception("Dialling %s failed", self.destination.node)
             pump.close(BadTCP("closed", "not_started", f"The dial failed: {exc!r}"))
-            return
+        else:
+            if pump.session.phase is Phase.CLOSED:
+                stream.abort()
+            else:
+                pump.session.opened(self._loop.time())
+                pump.attach(stream)
         if pump.session.phase is Phase.CLOSED:
-            stream.abort()
-            return
-        pump.session.opened(self._loop.time())
-        pump.attach(stream)
+            pump.end_turn()
 
     def _pause(self) -> float:
         """Seconds to wait before a dial: none, unless the last has failed just now."""
@@ -261,6 +276,7 @@ class Peer:
             for call in event.calls:
                 call.wake()
         elif isinstance(event, Opened):
+            pump.end_turn()
             self._failures = 0
             self._note_steps(pump)
             self._around.counters.add("streams_opened")
@@ -297,6 +313,7 @@ class Peer:
 
     def _closed(self, pump: _ClientPump, event: Closed) -> None:
         self._leaving.discard(pump)
+        pump.end_turn()
         pump.fail_pings(event.failure or BadTCP("closed"))
         session = pump.session
         if pump is self._pump:
@@ -366,6 +383,7 @@ class _ClientPump(Pump[Item]):
         super().__init__(loop, session, self, mailbox)
         self.hint = hint
         self._peer = peer
+        self._turns: asyncio.Semaphore | None = None
         self._pings: list[asyncio.Future[float]] = []
 
     def finish(self, failure: Failure) -> None:
@@ -375,6 +393,17 @@ class _ClientPump(Pump[Item]):
         self.session.finish(failure)
         self.flush()
         self._settle()
+
+    async def take_turn(self, turns: asyncio.Semaphore) -> None:
+        """Wait until a dial may begin."""
+        await turns.acquire()
+        self._turns = turns
+
+    def end_turn(self) -> None:
+        """The dial has ended, well or badly: let the next begin."""
+        turns, self._turns = self._turns, None
+        if turns is not None:
+            turns.release()
 
     async def ping(self, nonce: int) -> float:
         """Seconds of a round trip; raises TransportError if the stream ends before the answer."""

@@ -161,6 +161,22 @@ def test_too_many_handshakes_are_refused_as_overload(nodes):
     assert rpc.call(b.name, HERE, "add", [1, 2], via=a) == 3
 
 
+def test_too_many_handshakes_of_one_address_are_refused_as_overload(nodes):
+    b = nodes.start("b", max_pending_handshakes_per_address=2)
+    a = nodes.start("a")
+    hold = threading.Event()
+    strangers = [dial(b, silence(hold)) for _ in range(2)]
+    until(lambda: b._reception.handshakes == 2)
+    outcome = rpc.call(b.name, HERE, "add", [1, 2], via=a)
+    assert (outcome, outcome.execution) == (BadRPC("overload"), "not_started")
+    assert rpc.call(b.name, HERE, "add", [1, 2], via=b) == 3  # its own streams have no address
+    hold.set()
+    for channel, _ in strangers:
+        channel.close()
+    until(lambda: not b._reception.handshakes_of)
+    assert rpc.call(b.name, HERE, "add", [1, 2], via=a) == 3
+
+
 def test_streams_over_max_connections_are_refused_as_overload(nodes):
     b = nodes.start("b", max_connections=2)
     a = nodes.start("a")

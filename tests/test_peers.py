@@ -78,6 +78,29 @@ def test_each_key_has_a_connection_of_its_own(nodes):
     assert a.nodes() == [b.name]
 
 
+def test_many_keys_at_once_do_not_overrun_the_node_with_handshakes(nodes, monkeypatch):
+    monkeypatch.setattr(peers_module, "MAX_DIALS", 3)
+    a, b = nodes.start("a"), nodes.start("b", max_pending_handshakes=4)
+    for turn in range(2):
+        keys = [erpc.async_call((b.name, (turn, n)), HERE, "echo", [n], via=a) for n in range(40)]
+        assert [key.result(SECONDS) for key in keys] == list(range(40))
+
+
+def test_dials_that_failed_or_were_given_up_leave_their_turn_to_others(
+    nodes, monkeypatch, closed_port
+):
+    monkeypatch.setattr(peers_module, "MAX_DIALS", 2)
+    b = nodes.start("b")
+    a = nodes.start("a", connect_timeout=0.2)
+    with socket.create_server(("127.0.0.1", 0)) as mute:
+        for port in (closed_port, mute.getsockname()[1]):
+            nodes.addresses["c@127.0.0.1"] = ("127.0.0.1", port)
+            keys = [erpc.async_call(("c@127.0.0.1", n), HERE, "echo", via=a) for n in range(8)]
+            assert {key.exception(SECONDS).execution for key in keys} == {"not_started"}
+    nodes.addresses["c@127.0.0.1"] = nodes.addresses[b.name]
+    assert rpc.call("c@127.0.0.1", HERE, "echo", [5], via=a) == BadRPC("badnode")
+
+
 def test_failed_dial_fails_all_that_waited_for_it_with_one_reason(nodes, closed_port):
     a = nodes.start("a")
     nodes.addresses["b@127.0.0.1"] = ("127.0.0.1", closed_port)
