@@ -107,7 +107,8 @@ def _imported(name: str) -> types.ModuleType | None:
 def _is_offered(name: str, module: object, prefix: str) -> bool:
     if not isinstance(module, types.ModuleType) or not _may_match(name, prefix):
         return False
-    if any(part.startswith("_") for part in name.split(".")):
+    # Names of modules are not always names: tools put things there for themselves.
+    if any(part.startswith("_") or not part.isidentifier() for part in name.split(".")):
         return False
     if vars(module).get("__name__") != name:  # one module by two names: os.path
         return False

@@ -192,14 +192,13 @@ class UnaryDesk:
     async def list_functions(self, bearer: Token, request: bytes, seconds: float | None) -> bytes:
         """List what the bearer may run."""
         asked = messages.parse(pb.ListFunctionsRequest, request)
-        size = asked.page_size or catalogue.MAX_PAGE
-        if size < 0:
-            raise RefusedError("bad_arguments", f"The page_size {size} is below 0.")
+        if asked.page_size < 0:
+            raise RefusedError("bad_arguments", f"The page_size {asked.page_size} is below 0.")
         module, colon, function = asked.page_token.partition(":")
         if asked.page_token and not colon:
             raise RefusedError("bad_arguments", "The page_token is none that this node gave.")
         page, following = await self.functions(
-            bearer.allows, asked.prefix, (module, function), min(size, catalogue.MAX_PAGE)
+            bearer.allows, asked.prefix, (module, function), asked.page_size
         )
         token = ":".join(following) if following else ""
         response = pb.ListFunctionsResponse(functions=page, next_page_token=token)
@@ -210,10 +209,11 @@ class UnaryDesk:
         allows: Callable[[str, str], bool],
         prefix: str,
         after: catalogue.Name = ("", ""),
-        size: int = catalogue.MAX_PAGE,
+        size: int = 0,
     ) -> tuple[list[pb.FunctionInfo], catalogue.Name | None]:
-        """Give a page of the catalogue, and the name to go on after."""
+        """Give a page of the catalogue, and the name to go on after; size 0 is the largest."""
         policy = self._reception.executor.policy
+        size = min(size or catalogue.MAX_PAGE, catalogue.MAX_PAGE)
         async with self._listing:  # one after the other: it costs a worker, and long for many
             return await self._in_worker(
                 lambda: catalogue.page_of(policy, allows, prefix=prefix, after=after, size=size)
