@@ -35,6 +35,7 @@ def start(name: str | None = None, **settings: object) -> Node:
     ConfigurationError for a wrong setting, OSError if a port that was asked for is taken.
     """
     global _default, _serves
+    check_not_forked()
     node = Node(name or f"{program_name()}@{DEFAULT_HOST}", Settings(**settings))
     with _lock:
         if _default is not None and _serves and not _default.is_stopped:
