@@ -805,4 +805,5 @@ def _limits(settings: Settings) -> Limits:
         max_queued_casts=settings.max_queued_casts,
         max_queued_bytes=settings.max_queued_bytes,
         max_unread_reply_bytes=settings.max_unread_reply_bytes,
+        max_transfer_bytes=settings.max_transfer_bytes,
     )

@@ -345,6 +345,9 @@ class Settings:
     max_message_bytes: int = _setting(_BYTES, 512 * _MIB, "largest request or result, in bytes")
     max_frame_bytes: int = _setting(_FRAME, 4 * _MIB, "largest frame of a stream, in bytes")
     max_calls: int = _setting(_COUNT, 10_000, "calls of one peer, running and queued")
+    max_node_calls: int = _setting(
+        _COUNT, 100_000, "calls of all peers, casts included, running and queued"
+    )
     max_connections: int = _setting(_COUNT, 10_000, "streams of all callers")
     max_pending_handshakes: int = _setting(_COUNT, 256, "callers not yet authenticated")
     max_pending_handshakes_per_address: int = _setting(
@@ -358,6 +361,11 @@ class Settings:
     )
     max_unread_reply_bytes: int = _setting(
         _BYTES, _GIB, "bytes of replies waiting for one slow reader"
+    )
+    max_transfer_bytes: int = _setting(
+        _BYTES,
+        _GIB,
+        "bytes of large payloads arriving on a stream at once; one alone may have more",
     )
     max_depth: int = _setting(_COUNT, 100, "nesting of values from other languages")
     chunk_bytes: int = _setting(_BYTES, 512 * 1024, "size of a large payload's chunks, in bytes")

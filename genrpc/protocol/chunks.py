@@ -9,7 +9,7 @@ grows with the payload: what is read-only becomes `bytes`, the rest a `bytearray
 from __future__ import annotations
 
 import io
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
 from genrpc._generated.genrpc.v1 import genrpc_pb2 as pb
 
@@ -20,11 +20,19 @@ from .pending import Buffer
 MAX_PARTS = 16_384
 """Parts of one transfer: the encoded value and its out-of-band buffers."""
 
+PART_BYTES = 256
+"""What a part counts against max_transfer_bytes beside its size: what holds it."""
+
+
+def cost(part_sizes: Collection[int]) -> int:
+    """Bytes of max_transfer_bytes that a transfer takes as long as it is under way."""
+    return sum(part_sizes) + PART_BYTES * len(part_sizes)
+
 
 class Transfer:
     """A payload on its way out. `owner` is whatever the session wants to find it by."""
 
-    __slots__ = ("_offset", "_parts", "_start", "id", "owner", "remaining")
+    __slots__ = ("_offset", "_parts", "_start", "cost", "id", "owner", "remaining")
 
     def __init__(
         self, id: int, start: pb.TransferStart, parts: Sequence[Buffer], owner: object
@@ -35,6 +43,7 @@ class Transfer:
         start.part_sizes.extend(view.nbytes for view in views)
         start.writable_parts.extend(i for i, view in enumerate(views) if not view.readonly)
         self.remaining = sum(view.nbytes for view in views)
+        self.cost = cost(start.part_sizes)
         self._start: pb.TransferStart | None = start
         self._parts = [view for view in reversed(views) if view.nbytes]
         self._offset = 0
@@ -65,7 +74,7 @@ class Transfer:
 class Assembly:
     """A payload on its way in; its memory is reserved when its first chunk has come."""
 
-    __slots__ = ("_fill", "_parts", "_sizes", "remaining", "start")
+    __slots__ = ("_fill", "_parts", "_sizes", "cost", "remaining", "start")
 
     def __init__(self, start: pb.TransferStart) -> None:
         self.start = start
@@ -73,6 +82,7 @@ class Assembly:
         if not 0 < len(self._sizes) <= MAX_PARTS:
             raise ProtocolError(f"a transfer of {len(self._sizes)} parts")
         self.remaining = sum(self._sizes)
+        self.cost = cost(self._sizes)
         writable = set(start.writable_parts)
         # BytesIO on a fresh bytes object writes into it and gives it back without a copy
         # (it is the only one who refers to it): real bytes, and no step at the end that

@@ -334,6 +334,7 @@ class ClientSession(Session):
             window_bytes=self.limits.window_bytes,
             max_frame_bytes=self.limits.max_frame_bytes,
             max_message_bytes=self.limits.max_message_bytes,
+            max_transfer_bytes=self.limits.max_transfer_bytes,
         )
         self._frames.append(pb.ConnectRequest(auth_proof=proof).SerializeToString())
 
@@ -342,7 +343,7 @@ class ClientSession(Session):
         expected = self._authenticator.server_proof(self._hello, self._challenge)
         if not self._authenticator.matches(expected, welcome.mac):
             raise ProtocolError("the server does not know the cookie", "invalid_cookie")
-        self._agree(welcome.window_bytes, welcome.max_frame_bytes, welcome.max_message_bytes)
+        self._agree(welcome)
         self._cast_window = welcome.cast_window or self._cast_window
         self.phase = Phase.LEAVING if self._finishing else Phase.READY
         self._ready_at = now
@@ -427,15 +428,14 @@ class ClientSession(Session):
         if call is None:
             return False
         _check_outcome(start.outcome)
-        if not self._fits(start):
+        limit = self._limit_of(start)
+        if limit is not None:
             self.pending.pop(call.id)
             self._stop_sending(call)
+            bound = getattr(self.limits, limit)
             call.fail(
                 BadRPC(
-                    "too_large",
-                    "finished",
-                    "The result is over this node's"
-                    f" max_message_bytes ({self.limits.max_message_bytes}).",
+                    "too_large", "finished", f"The result is over this node's {limit} ({bound})."
                 )
             )
             self._ended([call])

@@ -60,11 +60,15 @@ class CallsCancelled:
 
 @dataclass(frozen=True, slots=True)
 class TransferRefused:
-    """A large call was refused at its first chunk, before it was received."""
+    """A large call was refused at its first chunk, before it was received.
+
+    `limit` is the name of the one that it would break.
+    """
 
     call: IncomingCall
     reason: str
     message: str
+    limit: str
 
 
 @dataclass(frozen=True, slots=True)

@@ -3,7 +3,8 @@
 Never wait to fill a frame; the completion of one write starts the next, so a lone call
 leaves at once and what piled up meanwhile leaves together (gRPC's cost is per message).
 Transfers take turns, a chunk each, within the byte credit that the receiver granted, so
-that neither small calls nor other transfers wait for somebody's megabytes.
+that neither small calls nor other transfers wait for somebody's megabytes; only so many
+are begun as the receiver has memory for.
 """
 
 from __future__ import annotations
@@ -17,6 +18,9 @@ MAX_CALLS_IN_FRAME = 2048
 MAX_INLINE_IN_FRAME = 512 * 1024
 """Bytes of small payloads after which a frame is full."""
 
+MAX_OPEN_BYTES = 1024 * 1024 * 1024
+"""Bytes of transfers that may be under way to a receiver that does not say how many it takes."""
+
 
 class Transfers:
     """The payloads on their way out of one session, in turns, within its credit."""
@@ -24,6 +28,8 @@ class Transfers:
     def __init__(self, chunk_bytes: int) -> None:
         self.chunk_bytes = chunk_bytes
         self.credit = 0
+        self.max_open_bytes = MAX_OPEN_BYTES
+        self._open_bytes = 0  # of those that were begun
         self._waiting: deque[Transfer] = deque()
         self._abandoned: deque[int] = deque()
 
@@ -46,6 +52,7 @@ class Transfers:
                 self._waiting.remove(transfer)
                 if transfer.started:
                     self._abandoned.append(transfer_id)
+                    self._open_bytes -= transfer.cost
                 return transfer.remaining
         return 0
 
@@ -56,17 +63,29 @@ class Transfers:
         if not self._waiting or self.credit <= 0:
             return None
         transfer = self._waiting.popleft()
+        # Ends, for only one that was begun holds the others up.
+        while not transfer.started and not self._may_begin(transfer):
+            self._waiting.append(transfer)
+            transfer = self._waiting.popleft()
+        if not transfer.started:
+            self._open_bytes += transfer.cost
         chunk = transfer.take(min(self.chunk_bytes, self.credit))
         sent = sum(memoryview(piece).nbytes for piece in chunk.pieces)
         self.credit -= sent
-        if not chunk.last:
+        if chunk.last:
+            self._open_bytes -= transfer.cost
+        else:
             self._waiting.append(transfer)
         return chunk, transfer
+
+    def _may_begin(self, transfer: Transfer) -> bool:
+        return not self._open_bytes or self._open_bytes + transfer.cost <= self.max_open_bytes
 
     def clear(self) -> None:
         """Forget all."""
         self._waiting.clear()
         self._abandoned.clear()
+        self._open_bytes = 0
 
 
 class Window:

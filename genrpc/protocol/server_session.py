@@ -47,6 +47,9 @@ from .session import (
     Session,
 )
 
+REPLY_BYTES = 256
+"""What an unread reply counts beside its payload, which may be empty: what holds it."""
+
 LEAVE_SECONDS = 5.0
 """How long a client may take to close its side after it was told that the server leaves."""
 
@@ -95,7 +98,9 @@ class ServerSession(Session):
         self.handshake_deadline = handshake_deadline
         self.idle_timeout = idle_timeout
         self.max_age = max_age
-        self.peer = ""  # the caller's node, once it has proved itself
+        self.claimed = ""  # the node that the caller says that it is
+        self.peer = ""  # the same, once it has proved itself
+        self.limit_hit = ""  # the limit for which the session was ended
         self.shard_key = ""
         self.pickle_allowed = False
         self.running: dict[int, IncomingCall] = {}
@@ -141,7 +146,9 @@ class ServerSession(Session):
         else:
             self._replies.append((call.id, outcome, call.encoding, head))
         self._reply_bytes += size
-        if self._reply_bytes > self.limits.max_unread_reply_bytes:
+        unread = self._reply_bytes + REPLY_BYTES * (len(self._replies) + len(self.transfers))
+        if unread > self.limits.max_unread_reply_bytes:
+            self.limit_hit = "max_unread_reply_bytes"
             self.close(
                 BadTCP(
                     "closed",
@@ -229,6 +236,7 @@ class ServerSession(Session):
             raise ProtocolError(f"the client sent {kind or 'nothing known'} out of turn")
 
     def _challenge_client(self, hello: pb.Hello) -> None:
+        self.claimed = hello.node
         fault = self._authenticator.hello_fault(hello, self.identity.node)
         if fault is not None:
             raise ProtocolError(fault[1], fault[0])
@@ -245,7 +253,7 @@ class ServerSession(Session):
         expected = self._authenticator.client_proof(hello, self._challenge)
         if not self._authenticator.matches(expected, proof.mac):
             raise ProtocolError("the client does not know this node's cookie", "invalid_cookie")
-        self._agree(proof.window_bytes, proof.max_frame_bytes, proof.max_message_bytes)
+        self._agree(proof)
         self.peer, self.shard_key = hello.node, hello.shard_key
         self.pickle_allowed = hello.want_pickle
         self.phase, self._ready_at = Phase.READY, now
@@ -258,6 +266,7 @@ class ServerSession(Session):
             pickle_allowed=self.pickle_allowed,
             window_bytes=self.limits.window_bytes,
             cast_window=self.limits.cast_window,
+            max_transfer_bytes=self.limits.max_transfer_bytes,
         )
         self._frames.append(pb.ConnectResponse(welcome=welcome).SerializeToString())
         self._events.append(Opened(self.identity.session_id, self.peer))
@@ -349,21 +358,22 @@ class ServerSession(Session):
 
     def _begin_assembly(self, chunk: ChunkView, start: pb.TransferStart, now: float) -> bool:
         call = self._incoming(chunk.call_id, start, now)
-        fits = self._fits(start)
-        if fits:
+        limit = self._limit_of(start)
+        if limit is None:
             self._arriving[call.id] = call
+            return True
+        self._admit(call)
+        bound = getattr(self.limits, limit)
+        message = (
+            f"The request has {sum(start.part_sizes)} bytes, over the node's {limit} ({bound})"
+        )
+        if limit == "max_message_bytes":
+            refused = TransferRefused(call, "too_large", f"{message}.", limit)
         else:
-            self._admit(call)
-            self._events.append(
-                TransferRefused(
-                    call,
-                    "too_large",
-                    f"The request has {sum(start.part_sizes)}"
-                    " bytes, over the node's max_message_bytes"
-                    f" ({self.limits.max_message_bytes}).",
-                )
-            )
-        return fits
+            message += " together with those that are on their way: send it later."
+            refused = TransferRefused(call, "overload", message, limit)
+        self._events.append(refused)
+        return False
 
     def _admit(self, call: IncomingCall) -> None:
         if call.is_cast:
@@ -392,9 +402,7 @@ class ServerSession(Session):
     # ------------------------------------------------------------ sending
 
     def _batch_to_send(self, now: float) -> bytes | None:
-        if not (
-            self._replies or self._casts_done or self.transfers.has_next or self.window.owes
-        ):
+        if not (self._replies or self._casts_done or self.transfers.has_next or self.window.owes):
             return None
         batch = pb.ReplyBatch()
         replies = self._next_replies(batch)

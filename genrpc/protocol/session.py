@@ -22,10 +22,10 @@ from typing import Protocol
 from genrpc._generated.genrpc.v1 import genrpc_pb2 as pb
 from genrpc.errors import BadRPC, BadTCP
 
-from .chunks import Assembly
+from .chunks import Assembly, cost
 from .events import Closed, Event, ProtocolError
 from .frames import ChunkOut, ChunkView
-from .outbox import MAX_INLINE_IN_FRAME, Transfers, Window
+from .outbox import MAX_INLINE_IN_FRAME, MAX_OPEN_BYTES, Transfers, Window
 
 Failure = BadRPC | BadTCP
 
@@ -37,6 +37,9 @@ MAX_HANDSHAKE_FRAME = 16 * 1024
 
 MAX_TARGETS = 4096
 """Targets that the two ends remember for a stream; numbers are used anew after that."""
+
+MAX_DISCARDED = 65_536
+"""Transfers that were refused or given up and whose end the sender may still owe."""
 
 DEADLINE_SLACK = 0.001
 """Seconds by which a timer of an event loop may come early (its clock's resolution)."""
@@ -92,6 +95,7 @@ class Limits:
     max_queued_casts: int = 1_000_000
     max_queued_bytes: int = 1024 * 1024 * 1024
     max_unread_reply_bytes: int = 1024 * 1024 * 1024
+    max_transfer_bytes: int = MAX_OPEN_BYTES
 
 
 class Session(ABC):
@@ -106,6 +110,7 @@ class Session(ABC):
         self.last_active = 0.0
         self._inline_bytes = MAX_INLINE_IN_FRAME
         self._assemblies: dict[int, Assembly] = {}
+        self._assembly_bytes = 0
         self._discarded: set[int] = set()  # transfers whose further chunks are passed over
         self._frames: deque[bytes] = deque()  # whole frames that go before all else
         self._events: list[Event] = []
@@ -151,6 +156,7 @@ class Session(ABC):
             self.phase = Phase.CLOSED
             self.transfers.clear()
             self._assemblies.clear()
+            self._assembly_bytes = 0
             self._end_all(failure or BadTCP("closed"))
             self._events.append(Closed(failure))
 
@@ -184,16 +190,18 @@ class Session(ABC):
 
     # ------------------------------------------------------------ chunks
 
-    def _agree(self, window_bytes: int, max_frame_bytes: int, max_message_bytes: int) -> None:
+    def _agree(self, told: pb.AuthProof | pb.Welcome) -> None:
         """Take over what the other side accepts; 0 stands for the defaults of the protocol."""
         defaults = Limits()
-        self.transfers.credit = window_bytes or defaults.window_bytes
+        max_frame_bytes = told.max_frame_bytes
+        self.transfers.credit = told.window_bytes or defaults.window_bytes
+        self.transfers.max_open_bytes = told.max_transfer_bytes or defaults.max_transfer_bytes
         frame = max_frame_bytes or defaults.max_frame_bytes
         # A frame may carry both. What is left is for the last small payload, which may go over
         # the limit, and for ids, targets and part sizes.
         self.transfers.chunk_bytes = max(1, min(self.limits.chunk_bytes, frame // 2))
         self._inline_bytes = max(1, min(MAX_INLINE_IN_FRAME, frame // 8))
-        self.peer_max_message_bytes = max_message_bytes or defaults.max_message_bytes
+        self.peer_max_message_bytes = told.max_message_bytes or defaults.max_message_bytes
 
     def _take_chunk(self, chunk: ChunkView, now: float) -> None:
         size = memoryview(chunk.data).nbytes
@@ -208,9 +216,10 @@ class Session(ABC):
                 raise ProtocolError(f"transfer {chunk.call_id} began twice")
             if not self._begin_assembly(chunk, chunk.start, now):
                 if not chunk.last:
-                    self._discarded.add(chunk.call_id)
+                    self._pass_over(chunk.call_id)
                 return
-            self._assemblies[chunk.call_id] = Assembly(chunk.start)
+            begun = self._assemblies[chunk.call_id] = Assembly(chunk.start)
+            self._assembly_bytes += begun.cost
         assembly = self._assemblies.get(chunk.call_id)
         if assembly is None:
             raise ProtocolError(f"a chunk of transfer {chunk.call_id}, which never began")
@@ -219,20 +228,39 @@ class Session(ABC):
             return
         assembly.write(chunk.data)
         if chunk.last:
-            del self._assemblies[chunk.call_id]
+            self._forget(chunk.call_id)
             self._assembled(chunk.call_id, assembly, now)
 
     def _abandoned(self, call_id: int) -> None:
         """Forget a transfer that its sender gave up."""
-        del self._assemblies[call_id]
+        self._forget(call_id)
 
     def _discard(self, call_id: int) -> None:
         """Let go of a transfer that nobody wants any more; the rest of it is passed over."""
-        if self._assemblies.pop(call_id, None) is not None:
-            self._discarded.add(call_id)
+        if self._forget(call_id):
+            self._pass_over(call_id)
 
-    def _fits(self, start: pb.TransferStart) -> bool:
-        return sum(start.part_sizes) <= self.limits.max_message_bytes
+    def _forget(self, call_id: int) -> bool:
+        """Let go of a transfer's memory; False if there is none."""
+        assembly = self._assemblies.pop(call_id, None)
+        if assembly is None:
+            return False
+        self._assembly_bytes -= assembly.cost
+        return True
+
+    def _pass_over(self, call_id: int) -> None:
+        if len(self._discarded) >= MAX_DISCARDED:
+            raise ProtocolError(f"{MAX_DISCARDED} transfers that were refused have not ended")
+        self._discarded.add(call_id)
+
+    def _limit_of(self, start: pb.TransferStart) -> str | None:
+        """Name the limit that a transfer would break if it began now."""
+        if sum(start.part_sizes) > self.limits.max_message_bytes:
+            return "max_message_bytes"
+        open_bytes = self._assembly_bytes
+        if open_bytes and open_bytes + cost(start.part_sizes) > self.limits.max_transfer_bytes:
+            return "max_transfer_bytes"
+        return None
 
     def _next_chunk(self, batch: pb.CallBatch | pb.ReplyBatch, now: float) -> ChunkOut | None:
         found = self.transfers.next_chunk()

@@ -127,12 +127,14 @@ def welcomed(client: ClientSession, **fields: object) -> None:
 
 
 def test_proof_tells_what_the_client_accepts() -> None:
-    client = make_client(Limits(window_bytes=5, max_frame_bytes=6, max_message_bytes=7))
+    limits = Limits(window_bytes=5, max_frame_bytes=6, max_message_bytes=7, max_transfer_bytes=8)
+    client = make_client(limits)
     welcomed(client)
     (request,) = requests(client)
     proof = request.auth_proof
     assert len(proof.mac) == 32
     assert (proof.window_bytes, proof.max_frame_bytes, proof.max_message_bytes) == (5, 6, 7)
+    assert proof.max_transfer_bytes == 8
 
 
 def test_client_is_ready_once_the_server_has_proved_itself() -> None:
@@ -147,15 +149,17 @@ def test_numbers_left_out_of_the_welcome_stand_for_the_defaults() -> None:
     welcomed(client)
     assert client.transfers.credit == Limits().window_bytes
     assert client.peer_max_message_bytes == Limits().max_message_bytes
+    assert client.transfers.max_open_bytes == Limits().max_transfer_bytes
     assert client._cast_window == 3
 
 
 def test_numbers_of_the_welcome_are_kept_to() -> None:
     client = make_client()
-    welcomed(client, window_bytes=50, max_frame_bytes=1000, max_message_bytes=70, cast_window=2)
+    numbers = {"window_bytes": 50, "max_message_bytes": 70, "max_transfer_bytes": 80}
+    welcomed(client, max_frame_bytes=1000, cast_window=2, **numbers)
     assert client.transfers.credit == 50
     assert client.transfers.chunk_bytes == 500
-    assert client.peer_max_message_bytes == 70
+    assert (client.peer_max_message_bytes, client.transfers.max_open_bytes) == (70, 80)
     assert client._cast_window == 2
 
 
@@ -619,6 +623,21 @@ def test_large_reply_over_this_nodes_limit_ends_its_call_alone() -> None:
     client.receive(large_reply(call, data=b"cd", last=True), 0.0)
     client.receive(large_reply(other, start=pb.TransferStart(part_sizes=[3]), data=b"abc"), 0.0)
     assert client.phase is Phase.READY
+
+
+def test_replies_over_the_limit_together_end_the_call_that_does_not_fit() -> None:
+    client = ready(Limits(max_transfer_bytes=1000))
+    first, second, third = make_call(), make_call(), make_call()
+    sent(client, first, second, third)
+    start = pb.TransferStart(part_sizes=[600])
+    client.receive(large_reply(first, start=start, data=b"a"), 0.0)
+    client.receive(large_reply(second, start=start, data=b"a"), 0.0)
+    assert ends(client) == [second]
+    assert failure_of(second) == (BadRPC("too_large"), "finished")
+    assert "max_transfer_bytes" in second.failure.message
+    client.receive(large_reply(first, data=bytes(599), last=True), 0.0)
+    client.receive(large_reply(third, start=start, data=bytes(600), last=True), 0.0)
+    assert ends(client) == [first, third]
 
 
 def test_late_large_reply_reaches_nobody_but_is_counted_and_granted() -> None:

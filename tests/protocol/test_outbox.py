@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from wire import QUICK
 
 from genrpc._generated.genrpc.v1 import genrpc_pb2 as pb
-from genrpc.protocol.chunks import Transfer
+from genrpc.protocol.chunks import PART_BYTES, Transfer
 from genrpc.protocol.outbox import Transfers, Window
 
 
@@ -44,6 +44,46 @@ def test_nothing_goes_without_credit() -> None:
     assert taken(outbox) == [(1, 10), (1, 2)]
     assert len(outbox) == 0
     assert outbox.credit == 88
+
+
+def test_only_as_many_begin_as_the_receiver_has_memory_for() -> None:
+    outbox = transfers(25, 500, 5, 25)
+    outbox.max_open_bytes = 2 * (25 + PART_BYTES)
+    # What does not fit lets others by, and has its turn when it is alone.
+    turns = [number for number, size in taken(outbox)]
+    assert turns == [1, 3, 4, 1, 4, 1, 4] + [2] * 50
+
+
+def test_abandoned_transfer_makes_room() -> None:
+    outbox = transfers(25, 25, credit=10)
+    outbox.max_open_bytes = 30
+    assert taken(outbox) == [(1, 10)]
+    outbox.credit = 100
+    outbox.abandon(1)
+    assert taken(outbox) == [(1, -1), (2, 10), (2, 10), (2, 5)]
+
+
+@QUICK
+@given(st.lists(st.integers(0, 60), min_size=1, max_size=8), st.integers(0, 1000), st.data())
+def test_transfers_under_way_stay_within_the_receivers_memory(
+    sizes: list[int], room: int, data: st.DataObject
+) -> None:
+    outbox = transfers(*sizes)
+    outbox.max_open_bytes = room
+    open_costs: dict[int, int] = {}
+    seen = set()
+    while (found := outbox.next_chunk()) is not None:
+        chunk, _ = found
+        if chunk.start is not None:
+            open_costs[chunk.call_id] = sizes[chunk.call_id - 1] + PART_BYTES
+            seen.add(chunk.call_id)
+        assert len(open_costs) == 1 or sum(open_costs.values()) <= room
+        if chunk.last or chunk.abandoned:
+            del open_costs[chunk.call_id]
+        elif data.draw(st.booleans()):
+            outbox.abandon(chunk.call_id)
+    assert seen == set(range(1, len(sizes) + 1))
+    assert not open_costs
 
 
 def test_abandoned_transfer_is_told_only_if_it_had_begun() -> None:

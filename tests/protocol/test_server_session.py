@@ -18,6 +18,7 @@ from wire import (
 
 from genrpc._generated.genrpc.v1 import genrpc_pb2 as pb
 from genrpc.errors import BadRPC, BadTCP
+from genrpc.protocol.chunks import PART_BYTES
 from genrpc.protocol.events import (
     CallsArrived,
     CallsCancelled,
@@ -38,7 +39,12 @@ from genrpc.protocol.pending import (
     VALUE,
     IncomingCall,
 )
-from genrpc.protocol.server_session import LEAVE_SECONDS, Identity, ServerSession
+from genrpc.protocol.server_session import (
+    LEAVE_SECONDS,
+    REPLY_BYTES,
+    Identity,
+    ServerSession,
+)
 from genrpc.protocol.session import MAX_HANDSHAKE_FRAME, MAX_TARGETS, Limits, Phase
 
 LARGE = bytes(INLINE_BYTES + 1)
@@ -125,7 +131,14 @@ def test_server_proves_nothing_before_the_client_has() -> None:
 @pytest.mark.parametrize("pickle", [True, False])
 def test_client_that_proves_itself_is_welcome(pickle: bool) -> None:
     server = make_server(
-        Limits(max_frame_bytes=5, max_message_bytes=6, max_calls=7, window_bytes=8, cast_window=9)
+        Limits(
+            max_frame_bytes=5,
+            max_message_bytes=6,
+            max_calls=7,
+            window_bytes=8,
+            cast_window=9,
+            max_transfer_bytes=10,
+        )
     )
     said = hello(want_pickle=pickle)
     proven(server, said)
@@ -142,19 +155,22 @@ def test_client_that_proves_itself_is_welcome(pickle: bool) -> None:
         max_calls=7,
         window_bytes=8,
         cast_window=9,
+        max_transfer_bytes=10,
         pickle_allowed=pickle,
     )
 
 
 def test_numbers_of_the_proof_are_kept_to_and_default_if_left_out() -> None:
     server = make_server()
-    proven(server, hello(), window_bytes=50, max_frame_bytes=1000, max_message_bytes=70)
+    numbers = {"window_bytes": 50, "max_message_bytes": 70, "max_transfer_bytes": 80}
+    proven(server, hello(), max_frame_bytes=1000, **numbers)
     assert (server.transfers.credit, server.transfers.chunk_bytes) == (50, 500)
-    assert server.peer_max_message_bytes == 70
+    assert (server.peer_max_message_bytes, server.transfers.max_open_bytes) == (70, 80)
     server = make_server(Limits(window_bytes=3, max_message_bytes=4))
     proven(server, hello())
     assert server.transfers.credit == Limits().window_bytes
     assert server.peer_max_message_bytes == Limits().max_message_bytes
+    assert server.transfers.max_open_bytes == Limits().max_transfer_bytes
 
 
 @pytest.mark.parametrize("mac", [b"", bytes(31), bytes(32), bytes(33)])
@@ -390,6 +406,7 @@ def test_call_over_the_limit_is_refused_at_its_first_chunk(kind: pb.CallKind.Val
     (event,) = server.take_events()
     assert isinstance(event, TransferRefused)
     assert (event.call.id, event.reason) == (1, "too_large")
+    assert event.limit == "max_message_bytes"
     server.receive(chunk(1, data=b"bcd", last=True), 0.0)
     assert server.take_events() == []
     server.reply(event.call, ERROR, b"refused")
@@ -405,6 +422,41 @@ def test_call_at_the_limit_is_taken() -> None:
     server = ready(Limits(max_message_bytes=3))
     first = pb.Chunk(call_id=1, start=start(2, 1), data=b"abc", last=True)
     assert len(begun(server, chunk=first)) == 1
+
+
+def test_transfers_over_the_limit_together_are_refused_until_one_has_ended() -> None:
+    room = 2 * (3 + PART_BYTES)
+    server = ready(Limits(max_transfer_bytes=room))
+    server.take_events()
+    for number in (1, 2):
+        server.receive(chunk(number, start=start(3), data=b"a"), 0.0)
+    assert server.take_events() == []  # both at the limit
+    server.receive(chunk(3, start=start(0), last=True), 0.0)
+    (event,) = server.take_events()
+    assert isinstance(event, TransferRefused)
+    assert (event.call.id, event.reason, event.limit) == (3, "overload", "max_transfer_bytes")
+    server.receive(chunk(1, data=b"bc", last=True), 0.0)
+    server.receive(chunk(2, abandoned=True), 0.0)
+    server.receive(chunk(4, start=start(room), data=b"a"), 0.0)  # one alone may be of any size
+    (event,) = server.take_events()
+    assert isinstance(event, CallsArrived)
+    assert [call.id for call in event.calls] == [1]
+    server.receive(calls(cancels=[4]), 0.0)
+    server.receive(chunk(5, start=start(3), data=b"abc", last=True), 0.0)
+    (event,) = server.take_events()
+    assert isinstance(event, CallsArrived)
+
+
+def test_refused_transfers_that_never_end_break_the_protocol(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("genrpc.protocol.session.MAX_DISCARDED", 2)
+    server = ready(Limits(max_message_bytes=3))
+    for number in (1, 2):
+        server.receive(chunk(number, start=start(4), data=b"a"), 0.0)
+    assert server.phase is Phase.READY
+    server.receive(chunk(3, start=start(4), data=b"a"), 0.0)
+    assert server.phase is Phase.CLOSED
 
 
 def test_call_that_its_caller_abandons_never_arrives() -> None:
@@ -553,14 +605,27 @@ def test_large_reply_that_is_cancelled_halfway_is_abandoned() -> None:
 @pytest.mark.parametrize("extra", [0, 1])
 def test_caller_that_does_not_read_its_replies_is_cut_off(large: bool, extra: int) -> None:
     payload = LARGE if large else b"0123456789"
-    server = ready(Limits(max_unread_reply_bytes=2 * len(payload) - extra))
+    unread = 2 * (len(payload) + REPLY_BYTES)
+    server = ready(Limits(max_unread_reply_bytes=unread - extra))
     made = begun(server, call_ids=[1, 2, 3], payloads=[b""] * 3)
     server.reply(made[0], VALUE, payload)
     server.reply(made[1], VALUE, payload)
     if extra:
         assert server.take_events() == [CallsCancelled([made[2]]), Closed(CLOSED)]
+        assert server.limit_hit == "max_unread_reply_bytes"
     else:
         assert server.take_events() == []
+
+
+def test_replies_without_a_byte_are_unread_too() -> None:
+    server = ready(Limits(max_unread_reply_bytes=100 * REPLY_BYTES))
+    ids = list(range(1, 102))
+    made = begun(server, call_ids=ids, payloads=[b""] * 101)
+    for call in made[:100]:
+        server.reply(call, VALUE, b"")
+    assert server.phase is Phase.READY
+    server.reply(made[100], VALUE, b"")
+    assert server.phase is Phase.CLOSED
 
 
 @pytest.mark.parametrize("way", ["sent", "cancelled"])

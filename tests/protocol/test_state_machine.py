@@ -47,6 +47,7 @@ LIMITS = Limits(
     max_queued_casts=6,
     max_queued_bytes=150,
     max_message_bytes=60,
+    max_transfer_bytes=1100,  # of two at once
 )
 
 # Bytes of the buffer: without one, the call is small; the last one is over max_message_bytes.

@@ -935,6 +935,26 @@ class GetStatusResponse(_message.Message):
         def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
         def WhichOneof(self, oneof_group: _Never) -> None: ...
 
+    @_typing.final
+    class LimitsEntry(_message.Message):
+        DESCRIPTOR: _descriptor.Descriptor
+
+        KEY_FIELD_NUMBER: _builtins.int
+        VALUE_FIELD_NUMBER: _builtins.int
+        key: _builtins.str
+        value: _builtins.float
+        def __init__(
+            self,
+            *,
+            key: _builtins.str = ...,
+            value: _builtins.float = ...,
+        ) -> None: ...
+        _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+        def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["key", b"key", "value", b"value"]  # noqa: Y015
+        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+        def WhichOneof(self, oneof_group: _Never) -> None: ...
+
     NODE_FIELD_NUMBER: _builtins.int
     INSTANCE_ID_FIELD_NUMBER: _builtins.int
     GENRPC_VERSION_FIELD_NUMBER: _builtins.int
@@ -944,6 +964,7 @@ class GetStatusResponse(_message.Message):
     CALLS_RUNNING_FIELD_NUMBER: _builtins.int
     CALLS_QUEUED_FIELD_NUMBER: _builtins.int
     CALLS_TOTAL_FIELD_NUMBER: _builtins.int
+    LIMITS_FIELD_NUMBER: _builtins.int
     node: _builtins.str
     """name@host."""
     instance_id: _builtins.str
@@ -966,6 +987,12 @@ class GetStatusResponse(_message.Message):
     def calls_total(self) -> _containers.ScalarMap[_builtins.str, _builtins.int]:
         """Since start, by outcome name."""
 
+    @_builtins.property
+    def limits(self) -> _containers.ScalarMap[_builtins.str, _builtins.float]:
+        """The node's limits by the names of their settings, in seconds, bytes or as
+        counts; one that is not set is missing.
+        """
+
     def __init__(
         self,
         *,
@@ -978,10 +1005,11 @@ class GetStatusResponse(_message.Message):
         calls_running: _builtins.int = ...,
         calls_queued: _builtins.int = ...,
         calls_total: _abc.Mapping[_builtins.str, _builtins.int] | None = ...,
+        limits: _abc.Mapping[_builtins.str, _builtins.float] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["uptime", b"uptime"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["calls_queued", b"calls_queued", "calls_running", b"calls_running", "calls_total", b"calls_total", "genrpc_version", b"genrpc_version", "instance_id", b"instance_id", "node", b"node", "peers", b"peers", "python_version", b"python_version", "uptime", b"uptime"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["calls_queued", b"calls_queued", "calls_running", b"calls_running", "calls_total", b"calls_total", "genrpc_version", b"genrpc_version", "instance_id", b"instance_id", "limits", b"limits", "node", b"node", "peers", b"peers", "python_version", b"python_version", "uptime", b"uptime"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -1109,6 +1137,7 @@ class AuthProof(_message.Message):
     WINDOW_BYTES_FIELD_NUMBER: _builtins.int
     MAX_FRAME_BYTES_FIELD_NUMBER: _builtins.int
     MAX_MESSAGE_BYTES_FIELD_NUMBER: _builtins.int
+    MAX_TRANSFER_BYTES_FIELD_NUMBER: _builtins.int
     mac: _builtins.bytes
     """32 bytes."""
     window_bytes: _builtins.int
@@ -1117,6 +1146,8 @@ class AuthProof(_message.Message):
     """Largest frame accepted, in bytes."""
     max_message_bytes: _builtins.int
     """Largest reassembled message accepted, in bytes."""
+    max_transfer_bytes: _builtins.int
+    """Bytes of transfers that the server may have begun and not ended; see Chunk."""
     def __init__(
         self,
         *,
@@ -1124,10 +1155,11 @@ class AuthProof(_message.Message):
         window_bytes: _builtins.int = ...,
         max_frame_bytes: _builtins.int = ...,
         max_message_bytes: _builtins.int = ...,
+        max_transfer_bytes: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["mac", b"mac", "max_frame_bytes", b"max_frame_bytes", "max_message_bytes", b"max_message_bytes", "window_bytes", b"window_bytes"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["mac", b"mac", "max_frame_bytes", b"max_frame_bytes", "max_message_bytes", b"max_message_bytes", "max_transfer_bytes", b"max_transfer_bytes", "window_bytes", b"window_bytes"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -1147,6 +1179,7 @@ class Welcome(_message.Message):
     PICKLE_ALLOWED_FIELD_NUMBER: _builtins.int
     WINDOW_BYTES_FIELD_NUMBER: _builtins.int
     CAST_WINDOW_FIELD_NUMBER: _builtins.int
+    MAX_TRANSFER_BYTES_FIELD_NUMBER: _builtins.int
     mac: _builtins.bytes
     """The server's proof, 32 bytes."""
     session_id: _builtins.str
@@ -1165,6 +1198,8 @@ class Welcome(_message.Message):
     """Casts that the client may have sent and not yet seen counted in
     ReplyBatch.casts_done.
     """
+    max_transfer_bytes: _builtins.int
+    """Bytes of transfers that the client may have begun and not ended; see Chunk."""
     def __init__(
         self,
         *,
@@ -1176,10 +1211,11 @@ class Welcome(_message.Message):
         pickle_allowed: _builtins.bool = ...,
         window_bytes: _builtins.int = ...,
         cast_window: _builtins.int = ...,
+        max_transfer_bytes: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["cast_window", b"cast_window", "mac", b"mac", "max_calls", b"max_calls", "max_frame_bytes", b"max_frame_bytes", "max_message_bytes", b"max_message_bytes", "pickle_allowed", b"pickle_allowed", "session_id", b"session_id", "window_bytes", b"window_bytes"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["cast_window", b"cast_window", "mac", b"mac", "max_calls", b"max_calls", "max_frame_bytes", b"max_frame_bytes", "max_message_bytes", b"max_message_bytes", "max_transfer_bytes", b"max_transfer_bytes", "pickle_allowed", b"pickle_allowed", "session_id", b"session_id", "window_bytes", b"window_bytes"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -1203,6 +1239,11 @@ class ConnectRequest(_message.Message):
 
     Byte credit: each side may have sent at most the other side's window_bytes of
     chunk data that were not granted back by `credit`.
+
+    The receiver reserves memory for a transfer when it begins. So a sender begins
+    another one beside those that have not ended only if all together, their
+    part_sizes and 256 bytes for each part, are within the other side's
+    max_transfer_bytes. One alone may always begin.
 
     What the client sends on the peer stream.
     """
