@@ -98,11 +98,14 @@ def _client_name(settings: Settings) -> str:
 
 
 @contextlib.contextmanager
-def replaced_by(node: Node) -> Iterator[Node]:
-    """Make a started node the default for the duration of a block."""
+def replaced_by(node: Node, *, serves: bool) -> Iterator[Node]:
+    """Make a started node the default for the duration of a block.
+
+    One that `serves` stays it in the block, as one that `start` made; another gives way to `start`.
+    """
     global _default, _serves
     with _lock:
-        former, _default, _serves = (_default, _serves), node, True
+        former, _default, _serves = (_default, _serves), node, serves
     try:
         yield node
     finally:

@@ -465,7 +465,7 @@ class Executor:
             return
         if call.is_cast and not call.cancelled:
             key = (call.target, type(exc))
-            self._log.warning(key, "A cast of %s:%s raised %r", *call.target[:2], _shown(exc))
+            self._log.warning(key, "A cast of %s:%s raised %s", *call.target[:2], _shown(exc))
         reply = codec.encode_exception(
             exc,
             execution="finished",

@@ -32,6 +32,8 @@ log = logging.getLogger("genrpc")
 
 START_SECONDS = 30.0
 
+_SEE_THE_LOG = "The node could not have it run in a worker process; its log says why."
+
 Answer = Callable[..., object]  # Executor.answer
 
 
@@ -54,7 +56,9 @@ class WorkerProcess:
         self._connection = Connection(here.detach())
         self._sending = threading.Lock()
         self._next_id = 1
-        self._send(("start", node, settings, list(sys.path)))
+        # By the codec, for a setting may be a function of the program's __main__.
+        start = codec.encode_value((node, settings, list(sys.path)), snapshot=True)
+        self._send(start)
         if not self._connection.poll(START_SECONDS):
             self.kill()
         self._receive()
@@ -177,10 +181,10 @@ class Processes:
         except WorkerDiedError as exc:
             self._leave(worker)
             self._fail(call, "killed", execution, str(exc))
-        except Exception as exc:  # no process can be started, say; the call is to know
+        except Exception:  # no process can be started, say; the call is to know
             log.exception("A worker process went wrong")
             self._leave(worker)
-            self._fail(call, "killed", execution, f"The worker process went wrong: {exc!r}")
+            self._fail(call, "killed", execution, _SEE_THE_LOG)
         else:
             self._answer(call, *answer)
 

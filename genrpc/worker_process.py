@@ -17,8 +17,9 @@ import threading
 import time
 from collections.abc import Sequence
 from multiprocessing.connection import Connection
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
+from genrpc import codec
 from genrpc.executor import Executor, UnaryCall
 from genrpc.local_node import Node
 from genrpc.names import Destination
@@ -102,7 +103,10 @@ def main() -> None:
     """Serve the node at the other end of the socket whose number is on the command line."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the node, which ends this one
     connection = Connection(int(sys.argv[1]))
-    _, name, settings, path = connection.recv()
+    head, buffers = connection.recv()
+    name, settings, path = cast(
+        "tuple[str, Settings, list[str]]", codec.decode_value(head, buffers)
+    )
     sys.path[:] = path
     line = Line(connection)
     executor = Executor(

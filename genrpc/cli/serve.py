@@ -111,7 +111,7 @@ def _run(args: Namespace) -> int:
     except OSError as exc:
         output.say(f"{exc}: stop that program, or choose a port with --port (0: any free one)")
         return codes.CANNOT_SERVE
-    with replaced_by(node):
+    with replaced_by(node, serves=True):
         if out is not None:
             _print_ready(node, out)
         else:

@@ -57,7 +57,7 @@ def cluster(n: int, **settings: object) -> Iterator[Cluster]:
 
     with ExitStack() as stack:
         nodes = stack.enter_context(Cluster(n, settings))
-        stack.enter_context(default.replaced_by(nodes.caller))
+        stack.enter_context(default.replaced_by(nodes.caller, serves=False))
         yield nodes
 
 

@@ -99,6 +99,17 @@ def unknown_host(host: str) -> BadTCP:
     )
 
 
+def open_channel(target: str, line: Line, tls: ClientTls | None) -> grpc.aio.Channel:
+    """Make a connection of its own; it is opened by its first call."""
+    options = client_options(line)
+    if tls is None:
+        return grpc.aio.insecure_channel(target, options)
+    # The server's own certificate is the only one that is trusted, by whatever name.
+    credentials = grpc.ssl_channel_credentials(tls.server, tls.key, tls.certificate)
+    options.append(("grpc.ssl_target_name_override", tls.server_name))
+    return grpc.aio.secure_channel(target, credentials, options)
+
+
 def open_stream(
     addresses: list[str],
     port: int,
@@ -118,13 +129,6 @@ def open_stream(
     ipv4 = [address for address in addresses if ":" not in address]
     family = "ipv4" if ipv4 else "ipv6"
     ends = ",".join(f"{a}:{port}" for a in ipv4) or ",".join(f"[{a}]:{port}" for a in addresses)
-    options = client_options(line)
-    if tls is None:
-        channel = grpc.aio.insecure_channel(f"{family}:{ends}", options)
-    else:
-        # The server's own certificate is the only one that is trusted, by whatever name.
-        credentials = grpc.ssl_channel_credentials(tls.server, tls.key, tls.certificate)
-        options.append(("grpc.ssl_target_name_override", tls.server_name))
-        channel = grpc.aio.secure_channel(f"{family}:{ends}", credentials, options)
+    channel = open_channel(f"{family}:{ends}", line, tls)
     call = channel.stream_stream(CONNECT)()
     return ClientStream(call, loop, lambda: spawn(channel.close()))

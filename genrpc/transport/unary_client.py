@@ -9,7 +9,8 @@ import grpc
 from genrpc.errors import BadRPC, BadTCP, error_of
 
 from .bearers import is_loopback
-from .channel import SERVICE, Line, client_options
+from .channel import SERVICE, Line
+from .dialling import open_channel
 from .refusals import reason_in
 from .status import failure_of
 from .tls import ClientTls
@@ -40,13 +41,7 @@ class UnaryClient:
                 )
             )
         target = f"ipv6:[{address}]:{port}" if ":" in address else f"ipv4:{address}:{port}"
-        options = client_options(line)
-        if tls is None:
-            self._channel = grpc.aio.insecure_channel(target, options)
-        else:
-            credentials = grpc.ssl_channel_credentials(tls.server, tls.key, tls.certificate)
-            options.append(("grpc.ssl_target_name_override", tls.server_name))
-            self._channel = grpc.aio.secure_channel(target, credentials, options)
+        self._channel = open_channel(target, line, tls)
 
     async def ask(
         self, method: str, request: bytes, token: str, connect_timeout: float | None
