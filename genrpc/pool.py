@@ -12,6 +12,7 @@ find a free worker however deep they go. Surplus workers retire.
 from __future__ import annotations
 
 import asyncio
+import logging
 import queue
 import threading
 from collections import deque
@@ -20,6 +21,8 @@ from dataclasses import dataclass
 from typing import Generic, TypeVar
 
 T = TypeVar("T")
+
+log = logging.getLogger("genrpc")
 
 RETIRE_SECONDS = 1.0
 IDLE_LOOKS = 5
@@ -137,9 +140,15 @@ class WorkerPool(Generic[T]):
 
     def _start_worker(self) -> None:
         worker = Worker()
+        name = f"genrpc-worker-{len(self._workers) + 1}"
+        thread = threading.Thread(target=self._work, args=(worker,), name=name, daemon=True)
         self._workers.add(worker)
-        name = f"genrpc-worker-{len(self._workers)}"
-        threading.Thread(target=self._work, args=(worker,), name=name, daemon=True).start()
+        try:
+            thread.start()
+        except RuntimeError as exc:  # the system has no more; the next look tries again
+            self._workers.discard(worker)
+            log.warning("No further worker could be started: %s", exc)
+            return
         if self._retire is None and len(self._workers) > 1 and not self._stopped:
             self._retire = self._loop.call_later(RETIRE_SECONDS, self._retire_surplus)
 

@@ -127,7 +127,7 @@ def test_former_default_node_is_back_afterwards_with_its_streams():
     with (
         genrpc.Node("former@127.0.0.1", genrpc.Settings(tcp_server_port=None)) as former,
         genrpc.Node("peer@127.0.0.1", genrpc.Settings(tcp_server_port=0)) as peer,
-        default.replaced_by(former),
+        default.replaced_by(former, serves=False),
     ):
         assert genrpc.call(peer.name, "genrpc", "node") == peer.name
         opened = peer.statistics()["streams_in"]
