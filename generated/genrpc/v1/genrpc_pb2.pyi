@@ -211,7 +211,9 @@ class _PayloadEncodingEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Paylo
     Welcome.pickle_allowed. Named by its default.
     """
     PAYLOAD_ENCODING_TERMS: _PayloadEncoding.ValueType  # 1
-    """A serialized Terms message; the reply is a serialized Term."""
+    """A serialized Terms message; the reply is a serialized Term. Every node can do
+    it, and JSON; the next two are extras.
+    """
     PAYLOAD_ENCODING_JSON: _PayloadEncoding.ValueType  # 2
     """application/json of [args, kwargs]."""
     PAYLOAD_ENCODING_MSGPACK: _PayloadEncoding.ValueType  # 3
@@ -220,7 +222,9 @@ class _PayloadEncodingEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Paylo
     """application/cbor of [args, kwargs]."""
 
 class PayloadEncoding(_PayloadEncoding, metaclass=_PayloadEncodingEnumTypeWrapper):
-    """How a payload is encoded. A reply is encoded as its request was."""
+    """How a payload is encoded. A reply is encoded as its request was, and is the
+    result alone; a failure is an RpcError whatever the encoding.
+    """
 
 PAYLOAD_ENCODING_UNSPECIFIED: PayloadEncoding.ValueType  # 0
 """A pickle of [args, kwargs], or of the result; protocol 5, with its
@@ -228,7 +232,9 @@ out-of-band buffers as further parts of the transfer. Only where
 Welcome.pickle_allowed. Named by its default.
 """
 PAYLOAD_ENCODING_TERMS: PayloadEncoding.ValueType  # 1
-"""A serialized Terms message; the reply is a serialized Term."""
+"""A serialized Terms message; the reply is a serialized Term. Every node can do
+it, and JSON; the next two are extras.
+"""
 PAYLOAD_ENCODING_JSON: PayloadEncoding.ValueType  # 2
 """application/json of [args, kwargs]."""
 PAYLOAD_ENCODING_MSGPACK: PayloadEncoding.ValueType  # 3
@@ -1040,7 +1046,10 @@ class Hello(_message.Message):
       server = a271b4835b80a2187bc0764822ff42c5025d762f9c1cd028bf4c3903d0e4bc62
 
     Refused: a nonce that is not 32 bytes, equal nonces, a proof that is not exactly 32 bytes,
-    another target_node than the node that answers, a second Hello.
+    another target_node than the node that answers, a second Hello. A GoAway in the place of the
+    Challenge or the Welcome says why; a client that breaks the rules gets no word, but the end of
+    the stream. The client checks the Challenge's node and nonce before it proves itself, and the
+    Welcome's proof before it believes anything else.
 
     First frame of a client, not larger than 16 KiB.
     """
@@ -1060,18 +1069,22 @@ class Hello(_message.Message):
     revision_min: _builtins.int
     """Lowest revision spoken."""
     node: _builtins.str
-    """name@host of the caller."""
+    """name@host of the caller; one that is no node chooses a name for itself. At most 255
+    characters, like target_node.
+    """
     target_node: _builtins.str
-    """name@host that the caller means to reach."""
+    """name@host that the caller means to reach: the node's own name, whatever the address."""
     nonce: _builtins.bytes
-    """32 random bytes."""
+    """32 random bytes, new for each stream."""
     shard_key: _builtins.str
-    """Names this stream among those of the same caller; empty for the default stream."""
+    """Names this stream among those of the same caller; empty for the default stream. At most 256
+    characters.
+    """
     want_pickle: _builtins.bool
     """Asks for the pickle capability."""
     @_builtins.property
     def content_types(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
-        """Content types the caller can decode."""
+        """Content types the caller can decode: at most 16, none of them empty or with a comma."""
 
     def __init__(
         self,
@@ -1141,13 +1154,13 @@ class AuthProof(_message.Message):
     mac: _builtins.bytes
     """32 bytes."""
     window_bytes: _builtins.int
-    """Bytes of chunks that the server may send before it is granted more; see Chunk."""
+    """Bytes of chunk data that the server may send before it is granted more; 0 means 2 MiB."""
     max_frame_bytes: _builtins.int
-    """Largest frame accepted, in bytes."""
+    """Largest frame accepted, in bytes; 0 means 4 MiB. The client's gRPC must take that much."""
     max_message_bytes: _builtins.int
-    """Largest reassembled message accepted, in bytes."""
+    """Largest reassembled message accepted, in bytes; 0 means 512 MiB."""
     max_transfer_bytes: _builtins.int
-    """Bytes of transfers that the server may have begun and not ended; see Chunk."""
+    """Bytes of transfers that the server may have begun and not ended; 0 means 1 GiB."""
     def __init__(
         self,
         *,
@@ -1193,13 +1206,13 @@ class Welcome(_message.Message):
     pickle_allowed: _builtins.bool
     """Whether pickles are accepted on this session."""
     window_bytes: _builtins.int
-    """Bytes of chunks that the client may send before it is granted more; see Chunk."""
+    """Bytes of chunk data that the client may send before it is granted more."""
     cast_window: _builtins.int
     """Casts that the client may have sent and not yet seen counted in
     ReplyBatch.casts_done.
     """
     max_transfer_bytes: _builtins.int
-    """Bytes of transfers that the client may have begun and not ended; see Chunk."""
+    """Bytes of transfers that the client may have begun and not ended."""
     def __init__(
         self,
         *,
@@ -1233,17 +1246,33 @@ class ConnectRequest(_message.Message):
 
     Payloads of at most 64 KiB stand in the arrays. A larger payload, or one with
     out-of-band buffers, travels as a transfer: chunks with the call's id, of
-    which the first has `start` and the last has `last`. A frame has at most one
-    chunk, so that small calls are interleaved with large data. The receiver
-    enters a frame's `targets` before it reads its chunk and its calls.
+    which the first has `start` and the last has `last`; a single one has both. A
+    call stands either in the arrays or in its chunks. A frame has at most one
+    chunk, so that small calls are interleaved with large data; it may have any
+    size that fits in a frame, half a MiB is usual. The receiver enters a frame's
+    `targets` before it reads its chunk and its calls.
 
     Byte credit: each side may have sent at most the other side's window_bytes of
-    chunk data that were not granted back by `credit`.
+    chunk data that were not granted back by `credit`; nothing but Chunk.data
+    counts. The receiver grants back what came, at the latest when half a window
+    has come. A transfer without credit waits; small calls and replies do not.
 
     The receiver reserves memory for a transfer when it begins. So a sender begins
     another one beside those that have not ended only if all together, their
     part_sizes and 256 bytes for each part, are within the other side's
-    max_transfer_bytes. One alone may always begin.
+    max_transfer_bytes. One alone may always begin: who sends one after the other
+    keeps this rule without counting.
+
+    Each call gets one reply, in any order, unless it is cancelled: then its reply
+    may be on its way already, and no other comes. The client keeps its own time.
+    The server runs no call whose time is up before it begins, and replies
+    TIMEOUT, but it lets a function that runs go on, and replies late. A client
+    that waits no longer sends the call's id in `cancels` and passes a late reply
+    over.
+
+    The client ends the stream by closing its side when it waits for nothing more.
+    What is open when the stream ends, by whomever, is cancelled. A frame against
+    these rules ends the stream.
 
     What the client sends on the peer stream.
     """
@@ -1498,7 +1527,9 @@ class CallBatch(_message.Message):
 
     @_builtins.property
     def call_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
-        """The calls' ids: chosen by the client, above 0, each used once in a stream and rising."""
+        """The calls' ids: chosen by the client, above 0, each used once in a stream and
+        rising in the order of the calls. A cast has one too.
+        """
 
     @_builtins.property
     def call_targets(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
@@ -1506,7 +1537,7 @@ class CallBatch(_message.Message):
 
     @_builtins.property
     def timeouts_us(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
-        """Microseconds left for each call; 0 means no limit."""
+        """Microseconds left for each call as it is sent; 0 means no limit."""
 
     @_builtins.property
     def payloads(self) -> _containers.RepeatedScalarFieldContainer[_builtins.bytes]:
@@ -1522,7 +1553,9 @@ class CallBatch(_message.Message):
 
     @_builtins.property
     def cancels(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
-        """Ids of calls whose outcome nobody waits for any more."""
+        """Ids of calls whose outcome nobody waits for any more: what has not begun is
+        dropped, a coroutine is cancelled, a plain function that runs can ask.
+        """
 
     def __init__(
         self,

@@ -68,7 +68,8 @@ class NodeServiceServicer(object):
 
     def Connect(self, request_iterator, context):
         """Opens the peer stream. The first client frame must be `hello`; until the
-        server has sent `welcome`, it decodes no arguments and runs nothing.
+        server has sent `welcome`, it decodes no arguments and runs nothing. It takes
+        no token: the handshake proves the cookie, both ways.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

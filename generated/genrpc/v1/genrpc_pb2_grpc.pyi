@@ -41,7 +41,8 @@ class NodeServiceStub:
     def __new__(cls, channel: _aio.Channel) -> NodeServiceAsyncStub: ...
     Connect: _grpc.StreamStreamMultiCallable[_genrpc_pb2.ConnectRequest, _genrpc_pb2.ConnectResponse]
     """Opens the peer stream. The first client frame must be `hello`; until the
-    server has sent `welcome`, it decodes no arguments and runs nothing.
+    server has sent `welcome`, it decodes no arguments and runs nothing. It takes
+    no token: the handshake proves the cookie, both ways.
     """
     Call: _grpc.UnaryUnaryMultiCallable[_genrpc_pb2.CallRequest, _genrpc_pb2.CallResponse]
     """Runs one function and returns its result. Never pickle unless both the
@@ -61,7 +62,8 @@ class NodeServiceAsyncStub(NodeServiceStub):
     def __init__(self, channel: _aio.Channel) -> None: ...
     Connect: _aio.StreamStreamMultiCallable[_genrpc_pb2.ConnectRequest, _genrpc_pb2.ConnectResponse]  # type: ignore[assignment]
     """Opens the peer stream. The first client frame must be `hello`; until the
-    server has sent `welcome`, it decodes no arguments and runs nothing.
+    server has sent `welcome`, it decodes no arguments and runs nothing. It takes
+    no token: the handshake proves the cookie, both ways.
     """
     Call: _aio.UnaryUnaryMultiCallable[_genrpc_pb2.CallRequest, _genrpc_pb2.CallResponse]  # type: ignore[assignment]
     """Runs one function and returns its result. Never pickle unless both the
@@ -84,7 +86,8 @@ class NodeServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_abc.Iterator[_genrpc_pb2.ConnectResponse], _abc.AsyncIterator[_genrpc_pb2.ConnectResponse]]:
         """Opens the peer stream. The first client frame must be `hello`; until the
-        server has sent `welcome`, it decodes no arguments and runs nothing.
+        server has sent `welcome`, it decodes no arguments and runs nothing. It takes
+        no token: the handshake proves the cookie, both ways.
         """
 
     @_abc_1.abstractmethod
