@@ -14,7 +14,7 @@ import logging
 import secrets
 from collections import Counter
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from genrpc import codec
 from genrpc.executor import Executor, unauthorized
@@ -40,7 +40,7 @@ from genrpc.protocol.pending import (
 from genrpc.protocol.server_session import Identity, ServerSession
 from genrpc.protocol.session import Authenticator, Limits
 from genrpc.settings import Settings
-from genrpc.telemetry import Counters, RateLimitedLog
+from genrpc.telemetry import Audit, Counters, RateLimitedLog, origin_of
 from genrpc.transport.pump import AnyStream, Pump
 
 log = logging.getLogger("genrpc")
@@ -56,10 +56,28 @@ NO_PICKLE = codec.encode_error(
 CLOSE_SECONDS = 1.0
 """How long callers may take to close their streams when the node stops."""
 
+PATIENCE_SECONDS = 1.0
+"""How long a handshake may take when others wait for its place. Without this, a stranger that
+says nothing in all places would lock the node's own peers out."""
+
+# How errors begin of which the audit log tells: with the number of their reason.
+_UNAUTHORIZED, _TOO_LARGE, _BAD_ARGUMENTS = (
+    codec.encode_error(reason, "not_started")[:2]
+    for reason in ("unauthorized", "too_large", "bad_arguments")
+)
+
 if TYPE_CHECKING:
     from genrpc.protocol.pending import Buffer, Outcome
 
     Reply = tuple[IncomingCall, Outcome, bytes, Sequence[Buffer]]
+
+
+class Caller(NamedTuple):
+    """Who calls, for limits and logs: a node or a token, its address, and its session if any."""
+
+    peer: str
+    address: str
+    session: str = ""
 
 
 class Reception:
@@ -84,14 +102,21 @@ class Reception:
         self.counters = counters
         self.loop = loop
         self.log = RateLimitedLog(log)
+        self.audit = Audit(node, counters)
         self.streams: set[InboundStream] = set()
         self.calls_of: Counter[str] = Counter()  # running and queued, by peer
-        self.running = 0  # the same for all peers, casts included
-        self.handshakes = 0  # streams whose peer has not proved itself yet
-        self.handshakes_of: Counter[str] = Counter()  # the same, by address
+        self.calls = 0  # the same of all peers
+        self.running = 0  # the same with casts
+        self.handshakes_of: Counter[str] = Counter()  # by address
         self.draining = False
+        self._shaking: dict[InboundStream, None] = {}  # those of the handshakes, in their order
         self._verdicts: dict[Target, bytes | None] = {}
         self._ended: asyncio.Event | None = None  # set when a call or a stream has
+
+    @property
+    def handshakes(self) -> int:
+        """Streams whose peer has not proved itself yet."""
+        return len(self._shaking)
 
     def accept(
         self, stream: AnyStream, address: str, authenticator: Authenticator | None = None
@@ -99,24 +124,40 @@ class Reception:
         """Serve a stream that was accepted."""
         inbound = InboundStream(self, address, authenticator or self.authenticator)
         self.streams.add(inbound)
-        self.handshakes += 1
-        self.handshakes_of[inbound.host] += 1
+        self._shaking[inbound] = None
+        self.handshakes_of[inbound.origin] += 1
         if self.draining:
             inbound.session.refuse("draining", "This node is stopping and takes no new streams.")
         elif len(self.streams) > self.settings.max_connections:
-            inbound.session.refuse("overload", "This node has max_connections streams already.")
-        elif self.handshakes > self.settings.max_pending_handshakes:
-            inbound.session.refuse("overload", "Too many handshakes are under way on this node.")
-        elif self.handshakes_of[inbound.host] > self.settings.max_pending_handshakes_per_address:
-            inbound.session.refuse("overload", "Too many of your handshakes are under way here.")
+            inbound.refuse("max_connections", "This node has max_connections streams already.")
+        else:
+            self._limit_handshakes(inbound)
         inbound.pump.attach(stream)
+
+    def _limit_handshakes(self, inbound: InboundStream) -> None:
+        """Refuse a stream if too many are at their handshake, unless one has been for long."""
+        settings, origin = self.settings, inbound.origin
+        if self.handshakes_of[origin] > settings.max_pending_handshakes_per_address:
+            limit = "max_pending_handshakes_per_address"
+            others = (each for each in self._shaking if each.origin == origin)
+        elif self.handshakes > settings.max_pending_handshakes:
+            limit = "max_pending_handshakes"
+            others = (each for each in self._shaking)
+        else:
+            return
+        oldest = next(others)
+        is_slow = self.loop.time() - oldest.begun_at > PATIENCE_SECONDS
+        refused = oldest if is_slow else inbound
+        refused.refuse(limit, f"Too many handshakes are under way on this node ({limit}).")
+        refused.pump.flush()
+        refused.pump.close(None)  # it makes room at once, also if it does not read
 
     def change_policy(self, control: str, entries: Sequence[str]) -> None:
         """Let another policy decide from now on, on open streams too."""
         self.executor.change_policy(control, entries)
         self._verdicts.clear()
 
-    def refusal(self, call: IncomingCall, peer: str) -> bytes | None:
+    def refusal(self, call: IncomingCall, caller: Caller) -> bytes | None:
         """Why a call is not run, as an encoded error; None: it is, and counts from now on."""
         target = call.target
         try:
@@ -124,28 +165,52 @@ class Reception:
         except KeyError:
             verdict = self._screen(target)
         if verdict is not None:
-            self.log.warning(
-                (peer, target),
-                "Refused: %s asked for %s:%s, which the policy forbids",
-                peer,
-                *target[:2],
-            )
-            self.counters.add("refused_unauthorized")
+            self.refused_target(call, caller, "unauthorized")
             return verdict
         if self.draining:
             self.counters.add("refused_draining")
             return codec.encode_error("draining", "not_started", f"{self.node} is stopping.")
         if not call.is_cast:
-            if self.calls_of[peer] >= self.settings.max_calls:
-                self.counters.add("refused_overload")
-                message = (
-                    f"{self.node} has {self.settings.max_calls} calls of {peer} already"
-                    " (max_calls): call again later."
-                )
-                return codec.encode_error("overload", "not_started", message)
+            peer, settings = caller.peer, self.settings
+            if self.calls_of[peer] >= settings.max_calls:
+                return self._overload(call, caller, "max_calls", f" of {peer}")
+            if self.calls >= settings.max_node_calls:
+                return self._overload(call, caller, "max_node_calls", "")
             self.calls_of[peer] += 1
+            self.calls += 1
         self.running += 1
         return None
+
+    def _overload(self, call: IncomingCall, caller: Caller, limit: str, whose: str) -> bytes:
+        self.counters.add("refused_overload")
+        self.hit_limit(call, caller, limit)
+        message = (
+            f"{self.node} has {getattr(self.settings, limit)} calls{whose} already ({limit}):"
+            " call again later."
+        )
+        return codec.encode_error("overload", "not_started", message)
+
+    def refused_target(self, call: IncomingCall, caller: Caller, reason: str) -> None:
+        """Count and tell that a caller asked for what it may not have."""
+        if reason == "unauthorized":
+            self.counters.add("refused_unauthorized")
+        self.audit.refused_target(
+            caller.address,
+            reason,
+            ":".join(call.target[:2]),
+            identity=caller.peer,
+            session=caller.session,
+        )
+
+    def hit_limit(self, call: IncomingCall, caller: Caller, limit: str) -> None:
+        """Count and tell that a call met a limit."""
+        self.audit.limit_hit(
+            caller.address,
+            limit,
+            identity=caller.peer,
+            session=caller.session,
+            target=":".join(call.target[:2]),
+        )
 
     def _screen(self, target: Target) -> bytes | None:
         if len(self._verdicts) >= MAX_REMEMBERED_VERDICTS:
@@ -155,27 +220,41 @@ class Reception:
         self._verdicts[target] = verdict
         return verdict
 
-    def ended(self, call: IncomingCall, peer: str) -> None:
-        """A call that counted has ended."""
+    def ended(self, call: IncomingCall, outcome: Outcome, head: bytes, caller: Caller) -> None:
+        """A call that counted has ended, with the reply that is told."""
         if not call.is_cast:
+            peer = caller.peer
             left = self.calls_of[peer] - 1
             if left > 0:
                 self.calls_of[peer] = left
             else:
                 del self.calls_of[peer]
+            self.calls -= 1
+        if outcome == ERROR:
+            self._look_at_error(call, head, caller)
         self.running -= 1
         self.counters.add("calls_served")
         if self._ended is not None:
             self._ended.set()
 
+    def _look_at_error(self, call: IncomingCall, head: bytes, caller: Caller) -> None:
+        """Tell of what only a worker could find out: what a name led to, how large a result is."""
+        reason = head[:2]
+        if reason == _UNAUTHORIZED:
+            self.refused_target(call, caller, "unauthorized")
+        elif reason == _TOO_LARGE:
+            self.hit_limit(call, caller, "max_message_bytes")
+        elif reason == _BAD_ARGUMENTS and b"max_depth" in head:
+            self.hit_limit(call, caller, "max_depth")
+
     def shaken(self, inbound: InboundStream) -> None:
         """A handshake has ended, well or badly."""
-        self.handshakes -= 1
-        left = self.handshakes_of[inbound.host] - 1
+        del self._shaking[inbound]
+        left = self.handshakes_of[inbound.origin] - 1
         if left:
-            self.handshakes_of[inbound.host] = left
+            self.handshakes_of[inbound.origin] = left
         else:
-            del self.handshakes_of[inbound.host]
+            del self.handshakes_of[inbound.origin]
 
     def left(self, inbound: InboundStream) -> None:
         """A stream is over."""
@@ -217,15 +296,17 @@ class InboundStream:
     def __init__(self, reception: Reception, address: str, authenticator: Authenticator) -> None:
         settings = reception.settings
         self.address = address
-        self.host = address.rpartition(":")[0]
+        self.origin = origin_of(address)
+        self.begun_at = reception.loop.time()
+        self.limit_hit = ""  # the one for which it was ended
         self._reception = reception
         session_id = secrets.token_hex(6)
-        handshake = settings.handshake_timeout
+        self._caller = Caller("", address, session_id)  # until it has proved itself
         self.session = ServerSession(
             Identity(reception.node, reception.instance_id, session_id),
             authenticator,
             reception.limits,
-            handshake_deadline=None if handshake is None else reception.loop.time() + handshake,
+            handshake_deadline=self.begun_at + settings.handshake_timeout,
             idle_timeout=settings.server_inactivity_timeout,
             max_age=settings.max_connection_age,
         )
@@ -247,7 +328,7 @@ class InboundStream:
         """A call has ended."""
         call, outcome, head, buffers = item
         self.session.reply(call, outcome, head, buffers)
-        self._reception.ended(call, self.session.peer)
+        self._reception.ended(call, outcome, head, self._caller)
 
     def handle(self, event: Event) -> None:
         """Something happened on the stream."""
@@ -258,10 +339,12 @@ class InboundStream:
             for call in event.calls:
                 self._reception.executor.cancel(call)
         elif isinstance(event, TransferRefused):
+            self._reception.hit_limit(event.call, self._caller, event.limit)
             error = codec.encode_error(event.reason, "not_started", event.message)
             self.session.reply(event.call, ERROR, error)
         elif isinstance(event, Opened):
             self._is_proved = True
+            self._caller = Caller(event.peer, self.address, event.session_id)
             self._reception.shaken(self)
             self._reception.counters.add("streams_accepted")
             log.debug("Stream %s of %s (%s) is open", event.session_id, event.peer, self.address)
@@ -272,6 +355,11 @@ class InboundStream:
                 self._reception.shaken(self)
             self._reception.left(self)
             self._log_end(event)
+
+    def refuse(self, limit: str, message: str) -> None:
+        """End the handshake because of a limit."""
+        self.limit_hit = limit
+        self.session.refuse("overload", message)
 
     def leave(self) -> None:
         """Ask the caller to close the stream; one without a caller yet is closed at once."""
@@ -284,9 +372,10 @@ class InboundStream:
     def _admit(self, call: IncomingCall) -> None:
         session = self.session
         if call.encoding == PICKLE and not session.pickle_allowed:
+            self._reception.refused_target(call, self._caller, "pickle")
             session.reply(call, ERROR, NO_PICKLE)
             return
-        refusal = self._reception.refusal(call, session.peer)
+        refusal = self._reception.refusal(call, self._caller)
         if refusal is not None:
             session.reply(call, ERROR, refusal)
             return
@@ -300,16 +389,29 @@ class InboundStream:
         self._reception.executor.submit(call)
 
     def _log_end(self, event: Closed) -> None:
-        failure, reception = event.failure, self._reception
+        failure, reception, session = event.failure, self._reception, self.session
         if failure is None or (failure.reason == "closed" and not failure.message):
             return
         reception.counters.add(f"streams_{failure.reason}")
-        reception.log.warning(
-            (self.host, failure.reason),
-            "Stream %s of %s (%s) ended: %s (%s)",
-            self.session.identity.session_id,
-            self.session.peer or "nobody",
-            self.address,
-            failure.reason,
-            failure.message,
-        )
+        identity, session_id = session.peer or session.claimed, session.identity.session_id
+        limit = self.limit_hit or session.limit_hit
+        if limit:
+            reception.audit.limit_hit(self.address, limit, identity=identity, session=session_id)
+        elif self._is_proved or failure.reason == "draining":
+            reception.log.warning(
+                (self.origin, failure.reason),
+                "Stream %s of %s (%s) ended: %s (%s)",
+                session_id,
+                session.peer or "nobody",
+                self.address,
+                failure.reason,
+                failure.message,
+            )
+        else:
+            reception.audit.refused_authentication(
+                self.address,
+                str(failure.reason),
+                identity=identity,
+                session=session_id,
+                detail=failure.message,
+            )

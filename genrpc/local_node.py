@@ -169,6 +169,9 @@ class Node:
         self._reception = Reception(
             self.name, settings, authenticator, limits, self._executor, self.counters, thread.loop
         )
+        audit = self._reception.audit
+        if security.is_open_to_others(settings):
+            audit.insecure_override("insecure_listen", f"{settings.listen_address} without TLS")
         self._around = Surroundings(
             node=self.name,
             settings=settings,
@@ -178,6 +181,7 @@ class Node:
             thread=thread,
             resolver=Resolver(thread.loop),
             counters=self.counters,
+            audit=audit,
             certificates=certificates,
             loop_back=self._loop_back if self.answers_itself else None,
         )

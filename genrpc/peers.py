@@ -31,7 +31,7 @@ from genrpc.protocol.events import (
 from genrpc.protocol.pending import Call
 from genrpc.protocol.session import Authenticator, Failure, Limits, Phase
 from genrpc.settings import Settings
-from genrpc.telemetry import Counters
+from genrpc.telemetry import Audit, Counters
 from genrpc.transport.channel import Line
 from genrpc.transport.dialling import Resolver, open_stream, unknown_host
 from genrpc.transport.pump import AnyStream, Pump
@@ -67,6 +67,7 @@ class Surroundings:
     thread: LoopThread
     resolver: Resolver
     counters: Counters
+    audit: Audit
     certificates: Certificates | None
     loop_back: Callable[[], AnyStream] | None
     _turns: weakref.WeakValueDictionary[str, asyncio.Semaphore] = field(
@@ -327,6 +328,7 @@ class Peer:
                 self._failures += 1
                 self._failed_at = self._loop.time()
                 self._note_steps(pump)
+                self._tell_refusal(session, event.failure)
             elif event.failure is not None:
                 log.info("The stream to %s ended: %s", self.destination.node, event.failure.reason)
                 self._around.counters.add("streams_lost")
@@ -334,6 +336,16 @@ class Peer:
         if not self._pumps():
             self._idle_since = self._loop.time()
         self._look_stopped()
+
+    def _tell_refusal(self, session: ClientSession, failure: Failure | None) -> None:
+        """Tell if whoever answers there is not who it should be."""
+        if failure is not None and (session.distrusts or failure.reason == "tls"):
+            self._around.audit.refused_authentication(
+                self.steps.address,
+                str(failure.reason),
+                identity=self.destination.node,
+                detail=failure.message,
+            )
 
     # ------------------------------------------------------------ looking and stopping
 

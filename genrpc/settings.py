@@ -345,9 +345,7 @@ class Settings:
     max_message_bytes: int = _setting(_BYTES, 512 * _MIB, "largest request or result, in bytes")
     max_frame_bytes: int = _setting(_FRAME, 4 * _MIB, "largest frame of a stream, in bytes")
     max_calls: int = _setting(_COUNT, 10_000, "calls of one peer, running and queued")
-    max_node_calls: int = _setting(
-        _COUNT, 100_000, "calls of all peers, casts included, running and queued"
-    )
+    max_node_calls: int = _setting(_COUNT, 100_000, "calls of all peers, running and queued")
     max_connections: int = _setting(_COUNT, 10_000, "streams of all callers")
     max_pending_handshakes: int = _setting(_COUNT, 256, "callers not yet authenticated")
     max_pending_handshakes_per_address: int = _setting(

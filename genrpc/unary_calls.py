@@ -22,12 +22,12 @@ from genrpc import catalogue, codec, neutral
 from genrpc._generated.genrpc.v1 import genrpc_pb2 as pb
 from genrpc.errors import BadRPC, RemoteExit, message_of
 from genrpc.executor import UnaryCall
-from genrpc.inbound import Reception
+from genrpc.inbound import Caller, Reception
 from genrpc.names import check_target
 from genrpc.protocol.pending import CALL, CAST, ERROR, ORDERED_CAST, IncomingCall, Target
-from genrpc.security import Cookie, Token
+from genrpc.security import Cookie
 from genrpc.transport import unary_messages as messages
-from genrpc.transport.bearers import Gate
+from genrpc.transport.bearers import Bearer, Gate
 from genrpc.transport.channel import SERVICE
 from genrpc.transport.health import Health
 from genrpc.transport.reflection import Reflection
@@ -74,7 +74,7 @@ class Services:
     """What a node's listener offers besides the stream."""
 
     def __init__(self, reception: Reception, cookie: Cookie) -> None:
-        gate = Gate(cookie, reception.node)
+        gate = Gate(cookie, reception.node, reception.audit)
         self.desk = UnaryDesk(reception)
         self.health = Health([SERVICE])
         self.handlers = (UnaryService(self.desk, gate), Reflection(gate), self.health)
@@ -93,22 +93,23 @@ class UnaryDesk:
 
     # ------------------------------------------------------------ Call
 
-    async def call(self, bearer: Token, request: bytes, seconds: float | None) -> bytes:
+    async def call(self, bearer: Bearer, request: bytes, seconds: float | None) -> bytes:
         """Run a function and give its outcome."""
         parts = messages.parse(messages.CallRequest, request)
+        caller = Caller(bearer.peer, bearer.address)
         call = self._incoming(parts.mfa, bearer, CALL, seconds, parts.reply_encoding)
 
         def run() -> Awaitable[bytes]:
-            return self._run(call, _peer(bearer))
+            return self._run(call, caller)
 
         if not parts.idempotency_key:
             return await run()
-        key = (bearer.identity, parts.idempotency_key)
+        key = (bearer.peer, parts.idempotency_key)
         return await self._repeats.once(key, hashlib.sha256(request).digest(), run)
 
-    async def _run(self, call: UnaryCall, peer: str) -> bytes:
-        self._admit(call, peer)
-        answered = _Answered(self._reception, peer)
+    async def _run(self, call: UnaryCall, caller: Caller) -> bytes:
+        self._admit(call, caller)
+        answered = _Answered(self._reception, caller)
         call.sink = answered
         settings = self._reception.settings
         call.max_reply_bytes = max(0, settings.max_frame_bytes - ENVELOPE_BYTES)
@@ -134,62 +135,74 @@ class UnaryDesk:
 
     # ------------------------------------------------------------ Cast
 
-    async def cast(self, bearer: Token, request: bytes, seconds: float | None) -> bytes:
+    async def cast(self, bearer: Bearer, request: bytes, seconds: float | None) -> bytes:
         """Have a function run; a deadline does not end it."""
         parts = messages.parse(messages.CastRequest, request)
         kind = ORDERED_CAST if parts.ordering_key else CAST
         call = self._incoming(parts.mfa, bearer, kind, None, pb.REPLY_ENCODING_UNSPECIFIED)
-        peer = _peer(bearer)
+        caller, peer = Caller(bearer.peer, bearer.address), bearer.peer
         limit = self._reception.settings.cast_window
         if self._casts_of[peer] >= limit:
+            self._reception.hit_limit(call, caller, "cast_window")
             raise RefusedError(
                 "overload", f"{limit} casts of this token (cast_window) are not over: cast later."
             )
         if parts.ordering_key:
-            call.lane = ("unary", bearer.identity, parts.ordering_key)
-        self._admit(call, peer)
+            call.lane = ("unary", peer, parts.ordering_key)
+        self._admit(call, caller)
         self._casts_of[peer] += 1
-        call.sink = _CastOver(self._reception, peer, self._casts_of)
+        call.sink = _CastOver(self._reception, caller, self._casts_of)
         self._reception.executor.submit(call)
         response: bytes = pb.CastResponse(node=self._reception.node).SerializeToString()
         return response
 
     # ------------------------------------------------------------ what both need
 
-    def _admit(self, call: UnaryCall, peer: str) -> None:
-        refusal = self._reception.refusal(call, peer)
+    def _admit(self, call: UnaryCall, caller: Caller) -> None:
+        refusal = self._reception.refusal(call, caller)
         if refusal is not None:
             raise _refusal(codec.decode_error(refusal, pickles=False))
 
     def _incoming(
         self,
         mfa: Any,  # noqa: ANN401  # of unary_messages
-        bearer: Token,
+        bearer: Bearer,
         kind: Kind,
         seconds: float | None,
         asked: int,
     ) -> UnaryCall:
         target = _target(mfa)
-        if not bearer.allows(target[0], target[1]):
+        if not bearer.token.allows(target[0], target[1]):
+            self._refused(bearer, target, "token")
             raise RefusedError(
                 "unauthorized",
                 f"The token does not allow {target[0]}:{target[1]}: make one that does with"
                 " `genrpc token --allow`.",
             )
-        encoding, head, buffers = _arguments(mfa)
+        try:
+            encoding, head, buffers = _arguments(mfa)
+            reply_encoding = _reply_encoding(asked, encoding)
+        except RefusedError as refused:
+            if refused.message is _NO_PICKLE:
+                self._refused(bearer, target, "pickle")
+            raise
         return UnaryCall(
             target,
             kind,
             encoding,
-            _reply_encoding(asked, encoding),
+            reply_encoding,
             None if seconds is None else self._loop.time() + seconds,
             head,
             buffers,
         )
 
+    def _refused(self, bearer: Bearer, target: Target, reason: str) -> None:
+        name = ":".join(target[:2])
+        self._reception.audit.refused_target(bearer.address, reason, name, identity=bearer.peer)
+
     # ------------------------------------------------------------ ListFunctions
 
-    async def list_functions(self, bearer: Token, request: bytes, seconds: float | None) -> bytes:
+    async def list_functions(self, bearer: Bearer, request: bytes, seconds: float | None) -> bytes:
         """List what the bearer may run."""
         asked = messages.parse(pb.ListFunctionsRequest, request)
         if asked.page_size < 0:
@@ -198,7 +211,7 @@ class UnaryDesk:
         if asked.page_token and not colon:
             raise RefusedError("bad_arguments", "The page_token is none that this node gave.")
         page, following = await self.functions(
-            bearer.allows, asked.prefix, (module, function), asked.page_size
+            bearer.token.allows, asked.prefix, (module, function), asked.page_size
         )
         token = ":".join(following) if following else ""
         response = pb.ListFunctionsResponse(functions=page, next_page_token=token)
@@ -251,7 +264,7 @@ class UnaryDesk:
 
     # ------------------------------------------------------------ GetStatus
 
-    async def get_status(self, bearer: Token, request: bytes, seconds: float | None) -> bytes:
+    async def get_status(self, bearer: Bearer, request: bytes, seconds: float | None) -> bytes:
         """Tell who the node is and how it is doing."""
         messages.parse(pb.GetStatusRequest, request)
         return self.status().SerializeToString()
@@ -296,11 +309,6 @@ def _everything(module: str, function: str) -> bool:
 
 
 # ---------------------------------------------------------------- requests
-
-
-def _peer(bearer: Token) -> str:
-    """Name the caller in limits and logs: each token is a peer of its own."""
-    return f"token {bearer.identity}"
 
 
 def _target(mfa: Any) -> Target:  # noqa: ANN401  # of unary_messages
@@ -381,17 +389,18 @@ def _put_result(result: Any, encoding: int, data: bytes) -> None:  # noqa: ANN40
 class _Answered:
     """The sink of a call: somebody waits, or did until a moment ago."""
 
-    def __init__(self, reception: Reception, peer: str) -> None:
+    def __init__(self, reception: Reception, caller: Caller) -> None:
         self.reply: asyncio.Future[Reply] = reception.loop.create_future()
         self._reception = reception
-        self._peer = peer
+        self._caller = caller
 
     def post(self, item: Reply) -> None:
         """Take the outcome; from any thread."""
         self._reception.loop.call_soon_threadsafe(self._arrived, item)
 
     def _arrived(self, item: Reply) -> None:
-        self._reception.ended(item[0], self._peer)
+        call, outcome, head, _ = item
+        self._reception.ended(call, outcome, head, self._caller)
         if not self.reply.done():
             self.reply.set_result(item)
 
@@ -399,9 +408,9 @@ class _Answered:
 class _CastOver:
     """The sink of a cast: nobody waits, so a failure goes to the log."""
 
-    def __init__(self, reception: Reception, peer: str, casts_of: Counter[str]) -> None:
+    def __init__(self, reception: Reception, caller: Caller, casts_of: Counter[str]) -> None:
         self._reception = reception
-        self._peer = peer
+        self._caller = caller
         self._casts_of = casts_of
 
     def post(self, item: Reply) -> None:
@@ -410,19 +419,20 @@ class _CastOver:
 
     def _arrived(self, item: Reply) -> None:
         call, outcome, head, _ = item
-        self._reception.ended(call, self._peer)
-        self._casts_of[self._peer] -= 1
-        if not self._casts_of[self._peer]:
-            del self._casts_of[self._peer]
+        self._reception.ended(call, outcome, head, self._caller)
+        peer = self._caller.peer
+        self._casts_of[peer] -= 1
+        if not self._casts_of[peer]:
+            del self._casts_of[peer]
         if outcome != ERROR:
             return
         failure = codec.decode_error(head, pickles=False)
         if failure.execution != "finished":  # what the function raised, the executor has logged
             self._reception.log.warning(
-                (self._peer, call.target),
+                (peer, call.target),
                 "A cast of %s:%s by %s was lost: %s",
                 *call.target[:2],
-                self._peer,
+                peer,
                 message_of(failure),
             )
 

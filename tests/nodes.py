@@ -52,6 +52,7 @@ def is_at_rest(node: Node) -> bool:
     return (
         reception.running == 0
         and not reception.calls_of
+        and reception.calls == 0
         and reception.handshakes == 0
         and not node._executor._lanes
         and node._executor.statistics()["queued"] == 0

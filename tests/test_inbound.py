@@ -146,14 +146,18 @@ def silence(hold):
     yield b""
 
 
-def test_too_many_handshakes_are_refused_as_overload(nodes):
-    b = nodes.start("b", max_pending_handshakes=2)
+@pytest.mark.parametrize("limit", ["max_pending_handshakes", "max_pending_handshakes_per_address"])
+def test_too_many_handshakes_are_refused_as_overload(nodes, limit, monkeypatch):
+    monkeypatch.setattr("genrpc.inbound.PATIENCE_SECONDS", 2 * SECONDS)
+    b = nodes.start("b", handshake_timeout=SECONDS, **{limit: 2})
     a = nodes.start("a")
     hold = threading.Event()
     strangers = [dial(b, silence(hold)) for _ in range(2)]
     until(lambda: b._reception.handshakes == 2)
     outcome = rpc.call(b.name, HERE, "add", [1, 2], via=a)
     assert (outcome, outcome.execution) == (BadRPC("overload"), "not_started")
+    assert limit in outcome.message
+    assert b.statistics()[f"limit_{limit}"] == 1
     hold.set()
     for channel, _ in strangers:
         channel.close()
@@ -175,6 +179,22 @@ def test_too_many_handshakes_of_one_address_are_refused_as_overload(nodes):
         channel.close()
     until(lambda: not b._reception.handshakes_of)
     assert rpc.call(b.name, HERE, "add", [1, 2], via=a) == 3
+
+
+@pytest.mark.parametrize("limit", ["max_pending_handshakes", "max_pending_handshakes_per_address"])
+def test_strangers_that_say_nothing_make_room_for_others(nodes, limit, monkeypatch):
+    monkeypatch.setattr("genrpc.inbound.PATIENCE_SECONDS", 0.0)
+    b = nodes.start("b", handshake_timeout=SECONDS, **{limit: 2})
+    a = nodes.start("a")
+    hold = threading.Event()
+    strangers = [dial(b, silence(hold)) for _ in range(2)]
+    until(lambda: b._reception.handshakes == 2)
+    assert rpc.call(b.name, HERE, "add", [1, 2], via=a) == 3
+    assert b._reception.handshakes == 1
+    hold.set()
+    for channel, _ in strangers:
+        channel.close()
+    until(lambda: b._reception.handshakes == 0)
 
 
 def test_streams_over_max_connections_are_refused_as_overload(nodes):
@@ -219,6 +239,23 @@ def test_call_over_max_calls_is_refused_and_the_next_is_not(nodes):
     assert rpc.call(b.name, HERE, "add", [1, 2], via=a) == 3
 
 
+def test_call_over_max_node_calls_is_refused_whoever_calls(nodes):
+    b = nodes.start("b", max_node_calls=2)
+    a, c = nodes.start("a"), nodes.start("c")
+    keys = [erpc.async_call(b.name, HERE, "wait_at_gate", [1], via=each) for each in (a, c)]
+    for _ in keys:
+        BEGUN.get(timeout=SECONDS)
+    outcome = rpc.call(b.name, HERE, "add", [1, 2], via=a)
+    assert (outcome, outcome.execution) == (BadRPC("overload"), "not_started")
+    assert "max_node_calls" in outcome.message
+    assert rpc.cast(b.name, HERE, "note", [1], via=a)  # casts do not count
+    until(lambda: NOTES == [1])
+    GATE.set()
+    assert [key.result(SECONDS) for key in keys] == [1, 1]
+    until(lambda: is_at_rest(b))
+    assert rpc.call(b.name, HERE, "add", [1, 2], via=a) == 3
+
+
 def test_policy_refuses_before_anything_is_decoded_and_is_logged_once(nodes, caplog):
     b = nodes.start("b", rpc_module_control="whitelist", rpc_module_list=["math"])
     a = nodes.start("a")
@@ -228,7 +265,7 @@ def test_policy_refuses_before_anything_is_decoded_and_is_logged_once(nodes, cap
             assert (outcome, outcome.execution) == (BadRPC("unauthorized"), "not_started")
         rpc.cast(b.name, HERE, "note", [1], via=a)
     assert rpc.call(b.name, "math", "factorial", [5], via=a) == 120
-    assert caplog.text.count(f"asked for {HERE}:add, which the policy forbids") == 1
+    assert caplog.text.count(f"target={HERE}:add reason=unauthorized") == 1
     assert NOTES == []
 
 

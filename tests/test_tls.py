@@ -375,7 +375,7 @@ def test_client_with_the_certificate_of_another_node(start, authority, caplog):
     assert failure.reason == "tls"
     assert "says that it is 'a@127.0.0.1' but shows a certificate of genrpc://c@" in failure.message
     assert b.statistics()["streams_tls"] == 1
-    assert "ended: tls (the caller says that it is 'a@127.0.0.1'" in caplog.text
+    assert "reason=tls detail=\"the caller says that it is 'a@127.0.0.1'" in caplog.text
 
 
 @pytest.mark.parametrize("shows", [True, False], ids=["of another authority", "none"])

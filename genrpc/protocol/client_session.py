@@ -107,6 +107,7 @@ class ClientSession(Session):
         self.opened_at = 0.0
         self.challenged_at: float | None = None
         self.was_ready = False
+        self.distrusts = False  # it was ended because the server is not who it should be
 
     def __repr__(self) -> str:
         route = self.route
@@ -384,6 +385,7 @@ class ClientSession(Session):
         if error.reason == "corrupt_data":
             failure = BadTCP("corrupt_data", message=f"The peer broke the protocol: {error}.")
         else:
+            self.distrusts = True
             failure = BadRPC(error.reason, message=str(error))
         self.close(failure)
 

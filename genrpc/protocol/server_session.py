@@ -204,6 +204,7 @@ class ServerSession(Session):
         if deadline is None or deadline > now + DEADLINE_SLACK:
             return
         if self.phase is Phase.HANDSHAKE:
+            self.limit_hit = "handshake_timeout"
             self.close(BadTCP("closed", "not_started", "The handshake took too long."))
         elif self.phase is Phase.READY:
             self.leave("This stream was idle, or open, for as long as the node allows.", now)

@@ -452,15 +452,21 @@ def names_node(identities: Identities, node: str) -> bool:
 # ------------------------------------------------------------------ where to listen
 
 
+def is_open_to_others(settings: Settings) -> bool:
+    """Tell whether other machines can connect to a node of these settings, without TLS."""
+    listens = settings.tcp_server_port is not None
+    return listens and settings.certfile is None and not _is_loopback(settings.listen_address)
+
+
 def check_listen_address(settings: Settings) -> None:
     """Refuse to listen, without TLS, where other machines can connect.
 
     The cookie is proved without being sent, but calls and results would be readable and could
     be changed on their way. Raises UnsafeConfigurationError; with `insecure_listen` it warns.
     """
-    address = settings.listen_address
-    if settings.tcp_server_port is None or settings.certfile is not None or _is_loopback(address):
+    if not is_open_to_others(settings):
         return
+    address = settings.listen_address
     if not settings.insecure_listen:
         raise UnsafeConfigurationError(
             f"The listen_address {address} is open to other machines, and without TLS they can "

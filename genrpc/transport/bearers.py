@@ -2,24 +2,22 @@
 
 The token comes as `authorization: Bearer <token>`, over loopback or TLS only: in the clear, on a
 network, it would be anybody's. A caller that is turned away is told one sentence, whatever was
-wrong; the log has the reason, never the token. For the loop thread.
+wrong; the audit log has the reason, never the token. For the loop thread.
 """
 
 from __future__ import annotations
 
 import ipaddress
-import logging
 import time
 import urllib.parse
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 from genrpc.security import Cookie, Token, TokenError, check_token
-from genrpc.telemetry import RateLimitedLog
+from genrpc.telemetry import Audit
 
 from .refusals import RefusedError, refuse
-
-log = logging.getLogger("genrpc")
 
 _MESSAGE = (
     "This node wants metadata 'authorization: Bearer <token>' with a token of its cookie, as"
@@ -27,30 +25,40 @@ _MESSAGE = (
 )
 
 
+@dataclass(frozen=True, slots=True)
+class Bearer:
+    """Who has shown a good token, and from which address."""
+
+    token: Token
+    address: str
+
+    @property
+    def peer(self) -> str:
+        """The caller's name in limits and logs: each token is a peer of its own."""
+        return f"token {self.token.identity}"
+
+
 class Gate:
     """Checks the tokens that come to one node."""
 
-    def __init__(self, cookie: Cookie, node: str, clock: Callable[[], float] = time.time) -> None:
+    def __init__(
+        self, cookie: Cookie, node: str, audit: Audit, clock: Callable[[], float] = time.time
+    ) -> None:
         self._cookie = cookie
         self._node = node
+        self._audit = audit
         self._clock = clock
-        self._log = RateLimitedLog(log)
 
-    async def admit(self, context: Any) -> Token:  # noqa: ANN401  # grpc has no types
-        """Return the caller's token, or end the method."""
+    async def admit(self, context: Any) -> Bearer:  # noqa: ANN401  # grpc has no types
+        """Return the caller, or end the method."""
         try:
             if not is_private(context):
-                raise TokenError("in the clear")
+                raise TokenError("in_the_clear")
             text = _token_text(context.invocation_metadata() or ())
-            return check_token(self._cookie, text, node=self._node, now=self._clock())
+            token = check_token(self._cookie, text, node=self._node, now=self._clock())
+            return Bearer(token, context.peer())
         except TokenError as error:
-            address = context.peer()
-            self._log.warning(
-                (address.rpartition(":")[0], error.reason),
-                "Refused a unary call from %s: its token (%s)",
-                address,
-                error.reason,
-            )
+            self._audit.refused_authentication(context.peer(), f"token_{error.reason}")
         await refuse(context, RefusedError("invalid_cookie", _MESSAGE))
 
 

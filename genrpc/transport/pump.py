@@ -178,9 +178,12 @@ class Pump(Generic[T]):
         self._dispatch()
         if self.over:
             return
-        if self.session.phase is Phase.CLOSED and (self._gone or not self.session.wants_to_send):
-            self._finish()
-            return
+        if self.session.phase is Phase.CLOSED:
+            if self._gone or not self.session.wants_to_send:
+                self._finish()
+                return
+            if self._leaving is None:  # who does not read our last words is not waited for
+                self._leaving = self._loop.call_later(LEAVE_SECONDS, self._give_up)
         self._arm()
 
     def _finish(self) -> None:
@@ -194,6 +197,10 @@ class Pump(Generic[T]):
             self._stream = None
         if self._mailbox is not None:
             self._mailbox.hand_over()
+
+    def _give_up(self) -> None:
+        if not self.over:
+            self._finish()
 
     def _arm(self) -> None:
         deadline = self.session.next_deadline()

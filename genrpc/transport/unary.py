@@ -13,34 +13,32 @@ from typing import Any, Protocol
 
 import grpc
 
-from genrpc.security import Token
-
-from .bearers import Gate
+from .bearers import Bearer, Gate
 from .channel import SERVICE
 from .refusals import RefusedError, refuse
 
 log = logging.getLogger("genrpc")
 
-Method = Callable[[Token, bytes, "float | None"], Awaitable[bytes]]
+Method = Callable[[Bearer, bytes, "float | None"], Awaitable[bytes]]
 
 
 class Desk(Protocol):
     """Who answers.
 
-    Each method takes the caller's token, the request and the seconds that are left (None: no
+    Each method takes the caller, the request and the seconds that are left (None: no
     limit), returns the response and raises RefusedError. A caller that gives up cancels it.
     """
 
-    async def call(self, bearer: Token, request: bytes, seconds: float | None) -> bytes:
+    async def call(self, bearer: Bearer, request: bytes, seconds: float | None) -> bytes:
         """Answer Call."""
 
-    async def cast(self, bearer: Token, request: bytes, seconds: float | None) -> bytes:
+    async def cast(self, bearer: Bearer, request: bytes, seconds: float | None) -> bytes:
         """Answer Cast."""
 
-    async def list_functions(self, bearer: Token, request: bytes, seconds: float | None) -> bytes:
+    async def list_functions(self, bearer: Bearer, request: bytes, seconds: float | None) -> bytes:
         """Answer ListFunctions."""
 
-    async def get_status(self, bearer: Token, request: bytes, seconds: float | None) -> bytes:
+    async def get_status(self, bearer: Bearer, request: bytes, seconds: float | None) -> bytes:
         """Answer GetStatus."""
 
 
