@@ -119,7 +119,7 @@ _SENTENCES = {
     "draining": "The node is stopping and takes no more calls: the function was not started, so"
     " call another node.",
     "cancelled": "The caller cancelled the call.",
-    "expired": "async_call_inactivity_timeout passed before the result was taken: take it sooner,"
+    "expired": "The result was not taken within async_call_inactivity_timeout: take it sooner,"
     " or raise the setting.",
     "bad_arguments": "The node could not decode the arguments: their classes must be importable"
     " there.",

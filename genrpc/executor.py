@@ -398,7 +398,7 @@ class Executor:
                 unpickle=policy.unpickle if policy.restricts_pickles else None,
             )
         except CodecError as exc:
-            raise _RefusedError(_bad_arguments(str(exc))) from None
+            raise _RefusedError(_bad_arguments(_as_sentence(exc))) from None
 
     def _neutral_arguments(
         self, call: IncomingCall
@@ -412,7 +412,7 @@ class Executor:
                 call.encoding, call.head, call.buffers, max_depth=self._max_depth
             )
         except CodecError as exc:
-            raise _RefusedError(_bad_arguments(str(exc))) from None
+            raise _RefusedError(_bad_arguments(_as_sentence(exc))) from None
         except Exception:  # whatever it is, it must not take the worker along
             log.exception("Decoding arguments failed")
             raise _RefusedError(_bad_arguments("The arguments cannot be decoded.")) from None
@@ -492,7 +492,7 @@ class Executor:
             # A snapshot: the function may go on to change what it returned.
             head, buffers = codec.encode_value(value, snapshot=True)
         except CodecError as exc:
-            self._answer_failure(call, "bad_result", "finished", str(exc))
+            self._answer_failure(call, "bad_result", "finished", _as_sentence(exc))
             return
         size = payload_size(head, buffers) if buffers else len(head)
         if size > call.max_reply_bytes:
@@ -510,9 +510,9 @@ class Executor:
                 encoding, value, max_depth=self._max_depth, max_bytes=call.max_reply_bytes
             )
         except neutral.OversizeError as exc:
-            self._answer_failure(call, "too_large", "finished", str(exc))
+            self._answer_failure(call, "too_large", "finished", _as_sentence(exc))
         except CodecError as exc:
-            self._answer_failure(call, "bad_result", "finished", str(exc))
+            self._answer_failure(call, "bad_result", "finished", _as_sentence(exc))
         except Exception:  # whatever it is, the caller gets an answer
             log.exception("Encoding a result of %s:%s failed", *call.target[:2])
             self._answer_failure(call, "bad_result", "finished", "The result cannot be encoded.")
@@ -571,6 +571,11 @@ def _is_method(module_name: str, module: types.ModuleType, function_name: str) -
     class_name, _, _ = function_name.partition(".")
     cls = getattr(module, class_name, None)
     return isinstance(cls, type) and cls.__module__ == module_name
+
+
+def _as_sentence(exc: CodecError) -> str:
+    text = str(exc)
+    return f"{text[:1].upper()}{text[1:]}" + ("" if text.endswith(".") else ".")
 
 
 def _shown(exc: BaseException) -> str:

@@ -110,6 +110,7 @@ class Reception:
         self.handshakes_of: Counter[str] = Counter()  # by address
         self.draining = False
         self._shaking: dict[InboundStream, None] = {}  # those of the handshakes, in their order
+        self._is_stopping = f"{node} is stopping and takes no more calls: call another node."
         self._verdicts: dict[Target, bytes | None] = {}
         self._ended: asyncio.Event | None = None  # set when a call or a stream has
 
@@ -169,7 +170,7 @@ class Reception:
             return verdict
         if self.draining:
             self.counters.add("refused_draining")
-            return codec.encode_error("draining", "not_started", f"{self.node} is stopping.")
+            return codec.encode_error("draining", "not_started", self._is_stopping)
         if not call.is_cast:
             peer, settings = caller.peer, self.settings
             if self.calls_of[peer] >= settings.max_calls:

@@ -74,7 +74,7 @@ def take(call: Call) -> Any:  # noqa: ANN401  # whatever the function returned
             raise error_of(codec.decode_error(call.head))
         value = codec.decode_value(call.head, call.buffers)
     except CodecError as exc:
-        message = f"The result arrived and cannot be decoded here: {exc}"
+        message = f"The result arrived and cannot be decoded here: {exc}."
         raise error_of(BadRPC("bad_result", "finished", message)) from None
     if call.outcome == THROWN:
         raise Throw(value)

@@ -11,7 +11,7 @@ from collections import deque
 from dataclasses import dataclass, replace
 
 from genrpc._generated.genrpc.v1 import genrpc_pb2 as pb
-from genrpc.errors import BadRPC, BadTCP
+from genrpc.errors import BadRPC, BadTCP, message_of
 
 from . import frames
 from .chunks import MAX_PARTS, Assembly, Transfer
@@ -43,6 +43,9 @@ from .session import (
     Phase,
     Session,
 )
+
+MAX_WORDS = 500
+"""Characters of a stranger's sentence that are kept."""
 
 MAX_TIMEOUT = 1e13
 """Seconds; about the most that the wire can say, and as good as for ever."""
@@ -357,7 +360,7 @@ class ClientSession(Session):
             if reason is None:
                 self.close(BadTCP("closed", message=go_away.message))
             else:
-                self.close(BadRPC(reason, message=go_away.message))
+                self.close(_refused(reason, go_away.message[:MAX_WORDS]))
         elif self.phase is Phase.READY:
             self.phase = Phase.LEAVING
             returned = [call for call in self.pending if call.state is WAITING]
@@ -386,7 +389,7 @@ class ClientSession(Session):
             failure = BadTCP("corrupt_data", message=f"The peer broke the protocol: {error}.")
         else:
             self.distrusts = True
-            failure = BadRPC(error.reason, message=str(error))
+            failure = _refused(error.reason, str(error))
         self.close(failure)
 
     def _take_replies(self, batch: pb.ReplyBatch) -> None:
@@ -639,6 +642,13 @@ def _fail(call: Call, failure: Failure) -> None:
     elif failure.execution == "not_started":  # nobody knows that of what was handed over
         failure = replace(failure, execution="unknown")
     call.fail(failure)
+
+
+def _refused(reason: str, words: str) -> BadRPC:
+    """A failed handshake: what to do about it, and what the side says that ended it."""
+    if reason in ("overload", "draining") and words:  # a sentence, and nearer the mark than ours
+        return BadRPC(reason, message=words)
+    return BadRPC(reason, message=f"{message_of(BadRPC(reason))} ({words.rstrip('.')}.)")
 
 
 def _timeout_us(seconds: float) -> int:

@@ -56,7 +56,7 @@ def failure_of(error: grpc.RpcError) -> BadTCP:
         reason = next((reason for text, reason in _TEXTS if text in details), "closed")
         if reason == "corrupt_data":
             return BadTCP(
-                reason, message=f"What answers at that address is no genrpc node: {details}"
+                reason, message=f"What answers at that address is no genrpc node: {details}."
             )
         return BadTCP(reason, message=_last_words(details) if reason == "tls" else "")
     if code is grpc.StatusCode.UNAUTHENTICATED and details.startswith(TLS_REFUSED):
@@ -68,9 +68,9 @@ def failure_of(error: grpc.RpcError) -> BadTCP:
             message="What answers at that address speaks gRPC but is no genrpc node.",
         )
     if code in _NO_NODE:
-        return BadTCP("corrupt_data", message=f"The stream broke with {code.name}: {details}")
+        return BadTCP("corrupt_data", message=f"The stream broke with {code.name}: {details}.")
     return BadTCP("closed")
 
 
 def _last_words(details: str) -> str:
-    return f"The TLS handshake failed: {details.rpartition('last error: ')[2]}"
+    return f"The TLS handshake failed: {details.rpartition('last error: ')[2]}."

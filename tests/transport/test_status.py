@@ -61,7 +61,7 @@ def test_texts_of_unavailable_are_understood(details, reason):
 def test_what_no_node_would_answer_is_corrupt_data_and_says_so(code):
     failure = failure_of(error(code, "details"))
     assert failure == BadTCP("corrupt_data")
-    assert failure.message.endswith((".", "details"))
+    assert failure.message.endswith(".")
 
 
 @pytest.mark.parametrize("code", [grpc.StatusCode.CANCELLED, grpc.StatusCode.DEADLINE_EXCEEDED])
@@ -76,7 +76,7 @@ def test_what_execution_a_call_had_is_left_to_its_session():
 def test_tls_failure_keeps_openssls_words():
     details = "failed to connect to all addresses; last error: the words of OpenSSL"
     failure = failure_of(error(UNAVAILABLE, "Tls handshake failed; " + details))
-    assert failure.message.endswith("the words of OpenSSL")
+    assert failure.message.endswith("the words of OpenSSL.")
 
 
 def test_peer_that_refuses_the_certificate_is_quoted_in_part():
