@@ -153,7 +153,13 @@ class Node:
         authenticator = self._authenticator = CookieAuthenticator(cookie.key)
         limits = _limits(settings)
         line = Line(
-            settings.max_frame_bytes, settings.keepalive_interval, settings.keepalive_timeout
+            settings.max_frame_bytes,
+            settings.keepalive_interval,
+            settings.keepalive_timeout,
+            handshake_timeout=settings.handshake_timeout,
+            inactivity_timeout=settings.connection_inactivity_timeout,
+            # More than streams: one over max_connections is to hear why it is refused.
+            max_connections=settings.max_connections + settings.max_pending_handshakes,
         )
         self._executor = Executor(
             thread.loop,

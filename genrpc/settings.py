@@ -295,6 +295,9 @@ class Settings:
     keepalive_timeout: float = _setting(
         _SPAN, 5.0, "a ping must be answered within it, or the stream is closed"
     )
+    connection_inactivity_timeout: float | None = _setting(
+        _SPAN, 60.0, "a connection without a stream or request is closed after it", none="never"
+    )
     max_connection_age: float | None = _setting(
         _SPAN, None, "a stream is replaced when so old", none="never"
     )
@@ -346,7 +349,9 @@ class Settings:
     max_frame_bytes: int = _setting(_FRAME, 4 * _MIB, "largest frame of a stream, in bytes")
     max_calls: int = _setting(_COUNT, 10_000, "calls of one peer, running and queued")
     max_node_calls: int = _setting(_COUNT, 100_000, "calls of all peers, running and queued")
-    max_connections: int = _setting(_COUNT, 10_000, "streams of all callers")
+    max_connections: int = _setting(
+        _COUNT, 10_000, "streams of all callers; connections beyond it have no answer"
+    )
     max_pending_handshakes: int = _setting(_COUNT, 256, "callers not yet authenticated")
     max_pending_handshakes_per_address: int = _setting(
         _COUNT, 128, "callers of one address not yet authenticated"
@@ -394,6 +399,11 @@ class Settings:
         """Say where the value of `name` came from, in words for a message."""
         return self._sources.get(name, _DEFAULT)
 
+    def limits(self) -> dict[str, float]:
+        """Give what callers are held to, in seconds, bytes or counts; without what is not set."""
+        values = {name: getattr(self, name) for name in _LIMITS}
+        return {name: value for name, value in values.items() if value is not None}
+
     @staticmethod
     def describe() -> list[Description]:
         """List name, default, unit ("seconds", "bytes" or ""), meaning, allowed values of all."""
@@ -435,6 +445,30 @@ class Settings:
 _KNOWN: Final[dict[str, _Setting]] = {
     f.name: f.metadata["setting"] for f in fields(Settings) if "setting" in f.metadata
 }
+
+
+#: What callers may meet; each has its answer in the tests.
+_LIMITS: Final = (
+    "max_message_bytes",
+    "max_frame_bytes",
+    "max_calls",
+    "max_node_calls",
+    "max_workers",
+    "max_connections",
+    "max_pending_handshakes",
+    "max_pending_handshakes_per_address",
+    "max_unread_reply_bytes",
+    "max_transfer_bytes",
+    "max_depth",
+    "window_bytes",
+    "cast_window",
+    "max_queued_casts",
+    "max_queued_bytes",
+    "handshake_timeout",
+    "connection_inactivity_timeout",
+    "server_inactivity_timeout",
+    "max_connection_age",
+)
 
 
 def _restored(values: dict[str, object], sources: dict[str, str]) -> Settings:

@@ -282,6 +282,7 @@ class UnaryDesk:
             calls_running=busy["running"],
             calls_queued=busy["queued"],
             calls_total=_outcomes(reception.counters.snapshot()),
+            limits=reception.settings.limits(),
         )
         status.uptime.FromNanoseconds(int((self._loop.time() - self._started_at) * 1e9))
         return status

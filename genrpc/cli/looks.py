@@ -28,7 +28,8 @@ example:
 """
 
 _STATUS = """\
-Counters are those since the node started, by outcome.
+Calls are those since the node started, by outcome; limits are in seconds, bytes or counts, by the
+names of their settings.
 
 example:
   genrpc status worker@10.0.0.7 --json
@@ -106,8 +107,10 @@ def _status(args: Namespace) -> int:
     width = max(map(len, facts))
     for name, value in facts.items():
         if isinstance(value, dict):
+            print(name.replace("_", " "))
+            inner = max(map(len, value), default=0)
             for counted, number in value.items():
-                print(f"  {counted:<{width - 2}}  {number:>12,}")
+                print(f"  {counted:<{inner}}  {number:>14,}")
         else:
             print(f"{name.replace('_', ' '):<{width}}  {_in_words(name, value)}")
     return codes.OK
@@ -124,6 +127,10 @@ def _facts(status: pb.GetStatusResponse) -> dict[str, Any]:
         "calls_running": status.calls_running,
         "calls_queued": status.calls_queued,
         "calls_total": dict(sorted(status.calls_total.items())),
+        "limits": {
+            name: int(value) if value.is_integer() else value
+            for name, value in sorted(status.limits.items())
+        },
     }
 
 

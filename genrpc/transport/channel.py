@@ -16,15 +16,26 @@ Options = list[tuple[str, int | str]]
 class Line:
     """What a connection is held to. Seconds, None for no limit, and bytes.
 
-    A frozen peer is noticed after keepalive_interval + keepalive_timeout at the latest.
+    A frozen peer is noticed after keepalive_interval + keepalive_timeout at the latest. The rest
+    is for listeners: a connection must have spoken TLS and HTTP/2 within handshake_timeout, and
+    is closed when it had no stream for inactivity_timeout; one over max_connections is closed as
+    soon as it is accepted.
     """
 
     max_frame_bytes: int
     keepalive_interval: float | None
     keepalive_timeout: float | None
+    handshake_timeout: float = 5.0
+    inactivity_timeout: float | None = None
+    max_connections: int | None = None
 
 
 _FOR_EVER = 2**31 - 1
+
+MAX_HANDSHAKE_SECONDS = 3600.0
+
+KEPT_FILES = 256
+"""Descriptors that strangers cannot have: for the node's own streams and its users' files."""
 
 
 def _milliseconds(seconds: float | None) -> int:
@@ -56,9 +67,29 @@ def client_options(line: Line) -> Options:
     ]
 
 
+def _connections(wanted: int | None) -> int:
+    """How many connections may come in: never so many that the process has no files left."""
+    limit = _FOR_EVER if wanted is None else min(wanted, _FOR_EVER)
+    try:
+        import resource  # not on Windows
+    except ImportError:  # pragma: no cover
+        return limit
+    files, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if files == resource.RLIM_INFINITY:
+        return limit
+    return max(1, min(limit, max(files // 2, files - KEPT_FILES)))
+
+
 def server_options(line: Line) -> Options:
     """Options of a listener."""
     return [
+        # With more gRPC takes no connection at all.
+        (
+            "grpc.server_handshake_timeout_ms",
+            _milliseconds(min(line.handshake_timeout, MAX_HANDSHAKE_SECONDS)),
+        ),
+        ("grpc.max_connection_idle_ms", _milliseconds(line.inactivity_timeout)),
+        ("grpc.max_allowed_incoming_connections", _connections(line.max_connections)),
         *_common(line),
         # gRPC shares ports silently: a second node would take half of the calls.
         ("grpc.so_reuseport", 0),
