@@ -181,7 +181,7 @@ def deliver(name: str, message: object) -> bool:
     """
     from genrpc.default import acting_node
 
-    return acting_node().deliver(name, message)
+    return acting_node().handlers.deliver(name, message)
 
 
 def nonblocking(function: F) -> F:

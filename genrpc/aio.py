@@ -12,10 +12,11 @@ from collections.abc import Callable, Hashable, Iterable
 from typing import Any, ParamSpec, TypeVar
 
 from genrpc import erpc
+from genrpc.calling import DEFAULT
 from genrpc.default import acting_node
 from genrpc.erpc import _TARGET, _UNSET, Args, Dest, Kwargs, Module, Outcome, Timeout, _target
 from genrpc.errors import CallError, CodecError, Ok, Throw
-from genrpc.local_node import DEFAULT, Node
+from genrpc.local_node import Node
 from genrpc.protocol.pending import BLOCK_CALL
 
 P = ParamSpec("P")

@@ -26,6 +26,7 @@ from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Seq
 from concurrent.futures import CancelledError
 from typing import Any, ParamSpec, TypeVar
 
+from genrpc.calling import DEFAULT, encode
 from genrpc.default import acting_node
 from genrpc.errors import (
     BadArgumentsError,
@@ -47,7 +48,7 @@ from genrpc.errors import (
     error_of,
 )
 from genrpc.keys import Key, take
-from genrpc.local_node import DEFAULT, Node, encode
+from genrpc.local_node import Node
 from genrpc.names import check_timeout, parse_destination
 from genrpc.protocol.pending import BLOCK_CALL, CAST, ORDERED_CAST
 
@@ -640,14 +641,14 @@ def register(name: str, handler: object, *, via: Node | None = None) -> None:
 
     It is a callable, a queue.Queue, or an asyncio.Queue (registered from within its event loop).
     """
-    acting_node(via).register(name, handler)
+    acting_node(via).handlers.register(name, handler)
 
 
 def unregister(name: str, *, via: Node | None = None) -> None:
     """Take a name back."""
-    acting_node(via).unregister(name)
+    acting_node(via).handlers.unregister(name)
 
 
 def whereis(name: str, *, via: Node | None = None) -> object:
     """The handler registered under a name, or None."""
-    return acting_node(via).whereis(name)
+    return acting_node(via).handlers.whereis(name)

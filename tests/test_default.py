@@ -139,7 +139,7 @@ def test_via_acts_for_another_node(nodes):
 def test_default_node_can_be_replaced_for_a_while(nodes):
     a = nodes.start("a")
     with genrpc.start("x", **OPTIONS) as x:
-        with default.replaced_by(a):
+        with default.replaced_by(a, serves=True):
             assert genrpc.node() == a.name
             with pytest.raises(RuntimeError, match="already"):
                 genrpc.start("y", **OPTIONS)

@@ -16,7 +16,7 @@ from nodes import COOKIE
 from waiting import SECONDS, until
 
 import genrpc
-from genrpc import BadRPC, BadTCP, aio, discovery, erpc, local_node, rpc
+from genrpc import BadRPC, BadTCP, aio, calling, discovery, erpc, local_node, rpc
 from genrpc.errors import CodecError, ConfigurationError, UnsafeConfigurationError
 from genrpc.local_node import Node
 
@@ -448,13 +448,13 @@ def test_handlers_are_callables_and_queues(nodes):
     a, b = nodes.start("a"), nodes.start("b")
     messages = queue.Queue()
     for name, handler in (("callable", messages.put), ("queue", messages)):
-        b.register(name, handler)
-        assert b.whereis(name) is handler or b.whereis(name) == handler
+        b.handlers.register(name, handler)
+        assert b.handlers.whereis(name) is handler or b.whereis(name) == handler
         assert rpc.sbcast([b.name], name, name, via=a) == ([b.name], [])
         assert messages.get(timeout=SECONDS) == name
-        b.unregister(name)
-        b.unregister(name)
-        assert b.whereis(name) is None
+        b.handlers.unregister(name)
+        b.handlers.unregister(name)
+        assert b.handlers.whereis(name) is None
         assert rpc.sbcast([b.name], name, name, via=a) == ([], [b.name])
 
 
@@ -483,7 +483,7 @@ def test_queue_of_an_event_loop_gets_messages_on_its_loop(nodes):
 )
 def test_what_is_no_handler_is_refused(nodes, name, handler, words):
     with pytest.raises(TypeError, match=words):
-        nodes.start("a").register(name, handler)
+        nodes.start("a").handlers.register(name, handler)
 
 
 def test_handler_that_raises_is_logged_and_its_sender_is_not_told(nodes, caplog):
@@ -492,7 +492,7 @@ def test_handler_that_raises_is_logged_and_its_sender_is_not_told(nodes, caplog)
     def fail(message):
         raise ValueError(message)
 
-    a.register("x", fail)
+    a.handlers.register("x", fail)
     assert rpc.sbcast([a.name], "x", "no", via=a) == ([a.name], [])
     assert "The handler registered as 'x' raised" in caplog.text
 
@@ -518,7 +518,7 @@ def test_node_that_was_not_started_has_statistics_too(nodes):
 
 
 def test_aliases_are_bounded(nodes, monkeypatch):
-    monkeypatch.setattr(local_node, "MAX_ALIASES", 5)
+    monkeypatch.setattr(calling, "MAX_ALIASES", 5)
     a = nodes.start("a")
     for number in range(20):
         assert rpc.call((a.name, number), HERE, "echo", [number], via=a) == number
@@ -531,4 +531,4 @@ def test_cookie_does_not_show(nodes):
 
 
 def test_default_shows_itself_in_signatures():
-    assert repr(local_node.DEFAULT) == "default"
+    assert repr(calling.DEFAULT) == "default"

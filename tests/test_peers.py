@@ -414,7 +414,7 @@ def test_peer_shows_its_node_and_state(nodes):
 
 
 def test_destination_without_a_stream_is_forgotten_after_a_while(nodes, monkeypatch):
-    monkeypatch.setattr("genrpc.local_node.FORGET_SECONDS", 0.01)
+    monkeypatch.setattr("genrpc.calling.FORGET_SECONDS", 0.01)
     a, b = nodes.start("a", client_inactivity_timeout=0.001), nodes.start("b")
     for number in range(20):
         assert rpc.call((b.name, number), HERE, "echo", [5], via=a) == 5

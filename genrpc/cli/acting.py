@@ -28,7 +28,7 @@ def acting(stop_seconds: float = STOP_SECONDS) -> Iterator[Node]:
 
 def timeout_of(args: Namespace) -> float | None:
     """The value of --timeout, or what stands for the setting's."""
-    from genrpc.local_node import DEFAULT
+    from genrpc.calling import DEFAULT
 
     found: float | None = getattr(args, "timeout", DEFAULT)
     return found

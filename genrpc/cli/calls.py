@@ -121,7 +121,7 @@ class _Report(Protocol):
 
 def _multicall(args: Namespace) -> int:
     from genrpc import erpc
-    from genrpc.local_node import DEFAULT
+    from genrpc.calling import DEFAULT
 
     module, function = args.target
     positional, named = values(args.args, args.kw)

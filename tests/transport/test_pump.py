@@ -7,8 +7,8 @@ import pytest
 from waiting import SECONDS
 
 from genrpc import security
+from genrpc.authentication import CookieAuthenticator
 from genrpc.errors import BadRPC, BadTCP
-from genrpc.local_node import CookieAuthenticator
 from genrpc.loops import Mailbox
 from genrpc.protocol.client_session import ClientSession, Route
 from genrpc.protocol.events import CallsArrived, CallsCancelled, CallsEnded, Closed, Drained, Opened
