@@ -9,7 +9,7 @@ from pages import ROOT, Reader, blocks, commands, sections
 README = ROOT / "README.md"
 MAIN_JOB, TESTS = (next(commands(block)).text for block in list(blocks(README))[:2])
 
-NOT_OF_THE_CHECKOUT = (".*", "*.egg-info", "__pycache__", "build", "dist")
+NOT_OF_THE_CHECKOUT = (".*", "*.egg-info", "__pycache__", "build", "dist", "node_modules")
 
 
 def test_readme_is_at_most_160_lines() -> None:
