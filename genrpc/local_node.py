@@ -34,7 +34,6 @@ from genrpc.peers import Steps, Surroundings
 from genrpc.policy import Policy
 from genrpc.protocol.session import Limits
 from genrpc.settings import Settings
-from genrpc.telemetry import Hooks
 from genrpc.transport.channel import Line
 from genrpc.transport.dialling import Resolver
 from genrpc.transport.listening import CannotListenError, Listener
@@ -69,7 +68,6 @@ class Node(Caller):
     def __init__(self, name: str, settings: Settings | None = None) -> None:
         super().__init__(name, settings)
         self.handlers = Handlers()
-        self.hooks = Hooks()
         self.started_at = 0.0
         self.answers_itself = True  # else a call to its own name goes out to that address
         self._listener: Listener | None = None

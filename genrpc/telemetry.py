@@ -1,10 +1,8 @@
-"""What a node counts and tells: counters, hooks, logs that cannot be flooded, and the audit log.
+"""What a node counts and tells: counters, logs that cannot be flooded, and the audit log.
 
-Rules: counting must cost next to nothing, as every call is counted; nothing that a user's hook
-does may harm the call it is told of; what a stranger can bring about at will is logged at a
-bounded rate, and his words are bounded, on one line, and never a secret. Any thread may call all
-of it. A hook runs on the thread that ended the call, often the loop thread, so it must return at
-once.
+Rules: counting must cost next to nothing, as every call is counted; what a stranger can bring
+about at will is logged at a bounded rate, and his words are bounded, on one line, and never
+a secret. Any thread may call all of it.
 """
 
 from __future__ import annotations
@@ -19,7 +17,6 @@ import time
 import urllib.parse
 from collections import defaultdict
 from collections.abc import Callable, Hashable
-from dataclasses import dataclass
 from typing import Literal
 
 log = logging.getLogger("genrpc.telemetry")
@@ -78,77 +75,6 @@ class Counters:
         for counts in ended:
             for name, n in counts.items():
                 self._of_ended_threads[name] += n
-
-
-# ------------------------------------------------------------------ hooks
-
-
-@dataclass(frozen=True, slots=True)
-class CallEnded:
-    """A call came to its end here: as its caller ("out") or as its callee ("in").
-
-    `node` is the other node, `outcome` "ok" or the reason of the failure, `seconds` the time
-    from the call to the outcome.
-    """
-
-    direction: Direction
-    node: str
-    module: str
-    function: str
-    outcome: str
-    seconds: float
-
-
-class _Subscription:
-    """One callback; the same function may be subscribed twice."""
-
-    __slots__ = ("callback",)
-
-    def __init__(self, callback: Callable[[CallEnded], object]) -> None:
-        self.callback = callback
-
-
-class Hooks:
-    """Tells users' callbacks of ended calls.
-
-    False while there is no callback: `if hooks: hooks.emit(CallEnded(…))` costs nothing then.
-    """
-
-    def __init__(self) -> None:
-        self._lock = threading.Lock()
-        # Replaced and never changed, so that `emit` needs no lock.
-        self._subscriptions: tuple[_Subscription, ...] = ()
-
-    def __bool__(self) -> bool:
-        """Tell whether anybody listens."""
-        return bool(self._subscriptions)
-
-    def on_call_end(self, callback: Callable[[CallEnded], object]) -> Callable[[], None]:
-        """Call `callback` with each CallEnded from now on; returns a function that ends it.
-
-        A callback that raises is logged and not called again.
-        """
-        subscription = _Subscription(callback)
-        with self._lock:
-            self._subscriptions = (*self._subscriptions, subscription)
-        return lambda: self._drop(subscription)
-
-    def emit(self, ended: CallEnded) -> None:
-        """Tell every callback; never fails."""
-        for subscription in self._subscriptions:
-            try:
-                subscription.callback(ended)
-            except KeyboardInterrupt:
-                raise  # it is meant for the thread's owner
-            except BaseException:  # SystemExit too: a hook must not end the loop thread
-                self._drop(subscription)
-                log.exception(
-                    "the hook %r failed and is not called any more", subscription.callback
-                )
-
-    def _drop(self, subscription: _Subscription) -> None:
-        with self._lock:
-            self._subscriptions = tuple(s for s in self._subscriptions if s is not subscription)
 
 
 # ------------------------------------------------------------------ logging

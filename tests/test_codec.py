@@ -813,6 +813,12 @@ def test_nothing_by_value_passes_a_whitelist(value):
         codec.decode_value(head, buffers, unpickle=only(only_decimals))
 
 
+@pytest.mark.parametrize("mode", ["r", "rb"])
+def test_open_file_is_refused_as_its_path_may_be_another_file_there(mode):
+    with open(os.devnull, mode) as file, pytest.raises(CodecError, match="cannot pickle"):
+        codec.encode_value(file, snapshot=True)
+
+
 def test_many_threads_encode_and_decode_at_once():
     failures = []
 

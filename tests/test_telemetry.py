@@ -14,14 +14,10 @@ from hypothesis import strategies as st
 from genrpc.telemetry import (
     MAX_AUDIT_LINES,
     Audit,
-    CallEnded,
     Counters,
-    Hooks,
     RateLimitedLog,
     origin_of,
 )
-
-ENDED = CallEnded("out", "a@127.0.0.1", "math", "sqrt", "ok", 0.001)
 
 
 def in_threads(count, function):
@@ -95,76 +91,6 @@ def test_counters_of_two_nodes_are_apart():
     one, other = Counters(), Counters()
     one.add("calls")
     assert other.snapshot() == {}
-
-
-# ---------------------------------------------------------------- hooks
-
-
-def test_hooks_are_false_until_somebody_listens():
-    hooks = Hooks()
-    assert not hooks
-    end = hooks.on_call_end(lambda ended: None)
-    assert hooks
-    end()
-    assert not hooks
-
-
-def test_every_callback_is_told():
-    hooks, first, second = Hooks(), [], []
-    hooks.on_call_end(first.append)
-    hooks.on_call_end(second.append)
-    hooks.emit(ENDED)
-    assert first == second == [ENDED]
-
-
-def test_unsubscribing_ends_only_that_subscription():
-    hooks, told = Hooks(), []
-    end = hooks.on_call_end(told.append)
-    hooks.on_call_end(told.append)
-    end()
-    end()
-    hooks.emit(ENDED)
-    assert told == [ENDED]
-
-
-@pytest.mark.parametrize("kind", [ValueError, SystemExit])
-def test_raising_hook_is_logged_once_and_dropped(caplog, kind):
-    hooks, told = Hooks(), []
-
-    def fails(ended):
-        raise kind("mine")
-
-    hooks.on_call_end(fails)
-    hooks.on_call_end(told.append)
-    hooks.emit(ENDED)
-    hooks.emit(ENDED)
-    assert told == [ENDED, ENDED]
-    assert len(caplog.records) == 1
-    assert "fails" in caplog.text
-
-
-def test_interrupt_in_a_hook_is_passed_on():
-    hooks = Hooks()
-
-    def interrupted(ended):
-        raise KeyboardInterrupt
-
-    hooks.on_call_end(interrupted)
-    with pytest.raises(KeyboardInterrupt):
-        hooks.emit(ENDED)
-
-
-def test_hook_may_unsubscribe_itself():
-    hooks, told = Hooks(), []
-
-    def once(ended):
-        told.append(ended)
-        end()
-
-    end = hooks.on_call_end(once)
-    hooks.emit(ENDED)
-    hooks.emit(ENDED)
-    assert told == [ENDED]
 
 
 # ---------------------------------------------------------------- the log

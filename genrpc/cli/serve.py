@@ -190,10 +190,11 @@ def _tell_ready(node: Node) -> None:
 
 def _policy_in_words(node: Node) -> str:
     settings = node.settings
-    entries = ", ".join(settings.rpc_module_list) or "nothing"
+    entries = ", ".join(settings.rpc_module_list)
     return {
-        "whitelist": f"only {entries} (whitelist)",
-        "blacklist": f"all but {entries} (blacklist); callers with the cookie can do all you can",
+        "whitelist": f"only {entries} (whitelist)" if entries else "nothing (an empty whitelist)",
+        "blacklist": f"all but {entries or 'none'} (blacklist); callers with the cookie can do all"
+        " that you can",
         "disabled": "every function; callers with the cookie can do all that you can",
     }[settings.rpc_module_control]
 

@@ -98,8 +98,9 @@ def _dill_pickler() -> type[pickle.Pickler]:
     known = dict(dill.Pickler.dispatch)
     known[dict] = stock.save_dict  # dill compares each dict with the whole of __main__
     for kind in list(known):
-        # A pointer of this process is a crash in another.
-        if getattr(kind, "__name__", "") == "PyCapsule":
+        # A pointer of this process is a crash in another; the path of an open file, which is
+        # all that dill sends of it, may be another file there.
+        if getattr(kind, "__name__", "") == "PyCapsule" or _is_file(kind):
             del known[kind]
 
     class DillPickler(dill.Pickler):  # type: ignore[misc]  # dill has no types
@@ -119,6 +120,10 @@ def _dill_pickler() -> type[pickle.Pickler]:
             return self._reducer.reduce(obj)
 
     return DillPickler
+
+
+def _is_file(kind: object) -> bool:
+    return isinstance(kind, type) and issubclass(kind, io.IOBase)
 
 
 _dill_lock = threading.Lock()
