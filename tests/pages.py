@@ -2,10 +2,10 @@
 
 - ```console  lines that begin with `$ ` are commands, run one by one in a fresh home; what stands
               below one is its output. `name$ ` is another machine, with a home of its own.
-              `genrpc serve` goes on in the background: it has run when it is ready.
-- ```python, ```toml  with a first line `# name.py`, or `# name.py on machine`: that file. Another
-              ```python is a program, run at once; the comment at the end of a line with a print
-              is what it prints.
+              `genrpc serve` and `envoy` go on in the background: they have run when ready.
+- ```python, ```toml, …  with a first line `# name.py`, or `# name.py on machine`: that file; in
+              languages that want it, `// name.js`. Another ```python is a program, run at once;
+              the comment at the end of a line with a print is what it prints.
 
 In outputs, `…` stands for anything, alone in a line for any lines. White space does not count.
 """
@@ -15,10 +15,11 @@ import random
 import re
 import shlex
 import signal
+import socket
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -28,6 +29,9 @@ PATH = os.pathsep.join((str(Path(sys.executable).parent), os.environ["PATH"]))
 
 SECONDS = 50.0
 """A command that has not ended by then, or is not ready, never will; unless more is asked for."""
+
+
+_FILE = r"[\w./-]+\.(?:py|toml|yaml|mjs|rb|java)"
 
 
 @dataclass(frozen=True)
@@ -42,7 +46,7 @@ class Block:
     @property
     def file(self) -> tuple[str, str] | None:
         """The machine and the name of the file that it is, if it says so."""
-        found = re.match(r"# ([\w./-]+\.(?:py|toml))(?: on (\w+))?\n", self.text)
+        found = re.match(rf"(?:#|//) ({_FILE})(?: on (\w+))?\n", self.text)
         return (found[2] or "", found[1]) if found else None
 
 
@@ -104,10 +108,16 @@ class Reader:
 
     `hosts` are the machines by the addresses that the page has for them. They are run on
     addresses of loopback; only copying from one to another is not done by the real program.
+    `ports` are those of the page that others may listen on here: they become free ones.
     """
 
     def __init__(
-        self, folder: Path, hosts: dict[str, str] | None = None, *, seconds: float = SECONDS
+        self,
+        folder: Path,
+        hosts: dict[str, str] | None = None,
+        *,
+        ports: Iterable[str] = (),
+        seconds: float = SECONDS,
     ) -> None:
         self._folder = folder
         self._seconds = seconds
@@ -118,6 +128,7 @@ class Reader:
         self._addresses = {
             address: f"{network}.{number}" for number, address in enumerate(hosts or {}, start=1)
         }
+        self._ports = {port: str(free_port()) for port in ports}
         (folder / "bin").mkdir()
         if hosts:
             self._make_scp(hosts)
@@ -224,6 +235,8 @@ class Reader:
     def _here(self, text: str) -> str:
         for address, here in self._addresses.items():
             text = text.replace(address, here)
+        for port, here in self._ports.items():
+            text = re.sub(rf"\b{port}\b", here, text)
         return text
 
 
@@ -251,8 +264,8 @@ class Background:
         assert self._process.stdout is not None
         for line in self._process.stdout:
             self._lines.append(line)
-            if line.startswith("  stop "):  # the last line of what `genrpc serve` tells
-                self._ready.set()
+            if line.startswith("  stop ") or "starting main dispatch loop" in line:
+                self._ready.set()  # the last line of what `genrpc serve`, or Envoy, tells
         self._ready.set()
 
     def wait_ready(self) -> str:
@@ -279,7 +292,14 @@ class Background:
 def is_server(text: str) -> bool:
     """Tell whether a command goes on until it is ended."""
     words = [word for word in shlex.split(text) if "=" not in word or word.startswith("-")]
-    return words[:2] == ["genrpc", "serve"]
+    return words[:2] == ["genrpc", "serve"] or words[0] == "envoy"
+
+
+def free_port() -> int:
+    """Give a port of loopback that nobody listens on."""
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        port: int = server.getsockname()[1]
+    return port
 
 
 def expect(output: str, shown: list[str], what: str) -> None:

@@ -1,8 +1,10 @@
-"""docs/: what the guide and the security page show is what happens; no link leads nowhere."""
+"""docs/: what the guide and the security page show is what happens; no link leads nowhere.
+
+The page of other languages, which wants their toolchains, is followed in tests/clients/.
+"""
 
 import importlib.util
 import re
-import shutil
 import sys
 from pathlib import Path
 
@@ -13,12 +15,11 @@ if sys.version_info >= (3, 11):
 else:
     import tomli as tomllib
 
-from pages import PATH, ROOT, Block, Reader, expect, sections
+from pages import ROOT, Block, Reader, expect, sections
 
 PAGES = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/*.md")])
 GUIDE = sections(ROOT / "docs/guide.md")
 SECURITY = sections(ROOT / "docs/security.md")
-OTHER_LANGUAGES = sections(ROOT / "docs/cross-language.md")
 
 SET_UP = ["", "Start two nodes"]
 """The sections of the guide on which all others stand: the module, and the node b."""
@@ -43,15 +44,6 @@ def test_guide_does_what_it_shows(heading: str, tmp_path: Path) -> None:
 def test_security_page_does_what_it_shows(heading: str, tmp_path: Path) -> None:
     with Reader(tmp_path, {"10.0.0.7": "db", "10.0.0.8": "web"}) as reader:
         for block in SECURITY[heading]:
-            reader.follow(block)
-
-
-@pytest.mark.slow
-@pytest.mark.skipif(shutil.which("grpcurl", path=PATH) is None, reason="wants grpcurl")
-@pytest.mark.parametrize("heading", OTHER_LANGUAGES)
-def test_page_of_other_languages_does_what_it_shows(heading: str, tmp_path: Path) -> None:
-    with Reader(tmp_path) as reader:
-        for block in OTHER_LANGUAGES[heading]:
             reader.follow(block)
 
 
