@@ -103,8 +103,8 @@ _SENTENCES = {
     " way changed the data. Look at what listens at that address.",
     "timeout": "No reply came within the call's timeout: allow more time, or find out what keeps"
     " the function.",
-    "unauthorized": "The node's policy forbids this function: add it to the node's"
-    " rpc_module_list, or call another.",
+    "unauthorized": "The node's policy forbids this function: it is up to the node's"
+    " operator, by rpc_module_control and rpc_module_list.",
     "incompatible": "The module is absent on the node or has another version than the one asked"
     " for: install that version there, or ask for the version it has.",
     "invalid_cookie": "The two nodes do not have the same cookie: give both the same cookie or"

@@ -542,8 +542,8 @@ class Executor:
 def unauthorized(module: str, function: str) -> bytes:
     """The reply to a call that the policy forbids."""
     message = (
-        f"The node's policy does not allow {module}:{function}: its operator can add it to"
-        " rpc_module_list."
+        f"The node's policy does not allow {module}:{function}: it is up to its operator, by"
+        " rpc_module_control and rpc_module_list."
     )
     return codec.encode_error("unauthorized", "not_started", message)
 
