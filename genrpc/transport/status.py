@@ -32,6 +32,10 @@ _TEXTS = (
     ("Connection attempt timed out", "connect_timeout"),
 )
 
+WRITE_FAILED = "Internal error from Core."
+"""What grpc.aio makes the details of a stream that was lost while a frame was being written, with
+the code INTERNAL; the real ones are lost with it."""
+
 TLS_REFUSED = "tls: "
 """How the details begin when a node ends a stream because of its client's certificate."""
 
@@ -67,7 +71,7 @@ def failure_of(error: grpc.RpcError) -> BadTCP:
             "corrupt_data",
             message="What answers at that address speaks gRPC but is no genrpc node.",
         )
-    if code in _NO_NODE:
+    if code in _NO_NODE and details != WRITE_FAILED:
         return BadTCP("corrupt_data", message=f"The stream broke with {code.name}: {details}.")
     return BadTCP("closed")
 
