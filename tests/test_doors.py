@@ -582,7 +582,7 @@ def test_message_goes_to_this_node_and_its_peers_where_no_nodes_are_named(a, b):
     rpc.call(b.name, HERE, "add", [1], via=a)
     inboxes = {node.name: queue.Queue() for node in (a, b)}
     for node in (a, b):
-        node.register("inbox", inboxes[node.name])
+        rpc.register("inbox", inboxes[node.name], via=node)
     assert rpc.sbcast("inbox", 5, via=a) == ([a.name, b.name], [])
     assert [inbox.get(timeout=SECONDS) for inbox in inboxes.values()] == [5, 5]
 
