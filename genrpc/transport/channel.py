@@ -69,7 +69,8 @@ def client_options(line: Line) -> Options:
 
 def _connections(wanted: int | None) -> int:
     """How many connections may come in: never so many that the process has no files left."""
-    limit = _FOR_EVER if wanted is None else min(wanted, _FOR_EVER)
+    most = _FOR_EVER - 1  # gRPC ends the process for one more
+    limit = most if wanted is None else min(wanted, most)
     try:
         import resource  # not on Windows
     except ImportError:  # pragma: no cover

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import errno
+import logging
 import os
 import socket
 from collections.abc import Callable, Sequence
@@ -14,7 +16,12 @@ import grpc
 from .channel import CONNECT, Line, server_options
 from .stream import ServerStream
 
+log = logging.getLogger("genrpc")
+
 Accept = Callable[[ServerStream, str], None]
+
+AGAIN_SECONDS = 1.0
+"""The pause before a listener that died is begun anew a second time."""
 
 
 class CannotListenError(OSError):
@@ -22,7 +29,11 @@ class CannotListenError(OSError):
 
 
 class Listener(grpc.GenericRpcHandler):  # type: ignore[misc]  # grpc has no types
-    """A gRPC server; every Connect stream goes to `accept(stream, address)`."""
+    """A gRPC server; every Connect stream goes to `accept(stream, address)`.
+
+    One that dies is begun anew on its port: grpcio ends a server for good when its own loop
+    raises, and has had faults by which a stranger could bring that about.
+    """
 
     def __init__(
         self,
@@ -33,13 +44,21 @@ class Listener(grpc.GenericRpcHandler):  # type: ignore[misc]  # grpc has no typ
         handlers: Sequence[grpc.GenericRpcHandler] = (),
     ) -> None:
         self.port = 0
+        self._address = ""
+        self._line = line
         self._accept = accept
         self._loop = loop
         self._credentials = credentials
-        self._refuses = False
-        self._server = grpc.aio.server(options=server_options(line))
-        self._server.add_generic_rpc_handlers((self, *handlers))
+        self._handlers = (self, *handlers)
+        self._server = self._new_server()
+        self._watch: asyncio.Task[None] | None = None
+        self._stopping = False
         self._connect = grpc.stream_stream_rpc_method_handler(self._serve)
+
+    def _new_server(self) -> grpc.aio.Server:
+        server = grpc.aio.server(options=server_options(self._line))
+        server.add_generic_rpc_handlers(self._handlers)
+        return server
 
     def service(self, details: grpc.HandlerCallDetails) -> grpc.RpcMethodHandler | None:
         """Tell gRPC what answers a method."""
@@ -49,22 +68,55 @@ class Listener(grpc.GenericRpcHandler):  # type: ignore[misc]  # grpc has no typ
         """Listen; `port` 0 takes a free one. Raises CannotListenError."""
         address = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
         _check_free(host, port, address)
-        try:
+        self.port = self._bind(address)
+        self._address = f"{address.rpartition(':')[0]}:{self.port}"
+        await self._server.start()
+        self._watch = self._loop.create_task(self._revive())
+
+    def _bind(self, address: str) -> int:
+        """Give the port that the server has now; raises CannotListenError."""
+        port = 0
+        with contextlib.suppress(RuntimeError):
             if self._credentials is None:
-                self.port = self._server.add_insecure_port(address)
+                port = self._server.add_insecure_port(address)
             else:
-                self.port = self._server.add_secure_port(address, self._credentials)
-        except RuntimeError:
-            self.port = 0
-        if not self.port:
+                port = self._server.add_secure_port(address, self._credentials)
+        if not port:
             raise CannotListenError(
                 f"cannot listen on {address}: the port is taken by another"
                 " program, or the address is not one of this machine"
             )
-        await self._server.start()
+        return port
+
+    async def _revive(self) -> None:
+        """Wait for a server that ends unasked, and begin another in its place."""
+        while True:
+            cause = "it was stopped"
+            try:
+                # Never to be cancelled: that would cancel what `stop` waits for, too.
+                await self._server.wait_for_termination()
+            except Exception as exc:  # whatever ended it
+                cause = repr(exc)
+            if self._stopping:
+                return
+            log.error("The listener on %s has died (%s) and is begun anew", self._address, cause)
+            await self._begin_anew()
+
+    async def _begin_anew(self) -> None:
+        while not self._stopping:
+            self._server = self._new_server()
+            try:
+                self._bind(self._address)
+            except CannotListenError as exc:
+                log.error("%s", exc)
+                await asyncio.sleep(AGAIN_SECONDS)
+            else:
+                await self._server.start()
+                return
 
     async def stop(self, grace: float | None) -> None:
         """Accept nothing any more; streams that are left after `grace` seconds are cut."""
+        self._stopping = True
         await self._server.stop(grace)
 
     async def _serve(self, _: object, context: Any) -> None:  # noqa: ANN401

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import psutil
-from nodes import COOKIE, Nodes
+from nodes import COOKIE
 from waiting import SECONDS, until
 
 import genrpc
@@ -45,7 +45,7 @@ class Victim:
         self.dest = f"{NAME}:{self.port}"
         self.address = ("127.0.0.1", self.port)
         self.seen = psutil.Process(self.process.pid)
-        name = Nodes().name("peer")
+        name = peer_settings.pop("name", "peer@127.0.0.1")
         self.peer = Node(
             name, genrpc.Settings(cookie=COOKIE, tcp_server_port=None, **peer_settings)
         ).start()

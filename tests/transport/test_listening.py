@@ -58,8 +58,9 @@ def test_address_of_another_machine_is_refused(accepted):
 
 def test_stream_is_accepted_with_the_address_of_its_caller(listener, accepted):
     with grpc.insecure_channel(f"127.0.0.1:{listener.port}") as channel:
-        channel.stream_stream("/genrpc.v1.NodeService/Connect")(iter(()))
+        call = channel.stream_stream("/genrpc.v1.NodeService/Connect")(iter(()))
         until(lambda: accepted)
+        call.cancel()  # dropped before, it might have been cancelled before it began
         stream, address = accepted[0]
         assert address.startswith("ipv4:127.0.0.1:")
         loop_thread().call(stream.abort)
@@ -76,6 +77,37 @@ def test_after_stop_nobody_connects(listener):
     on_loop(listener.stop(0))
     with pytest.raises(ConnectionRefusedError):
         socket.create_connection(("127.0.0.1", listener.port), SECONDS)
+
+
+def test_listener_that_dies_is_begun_anew_on_its_port(listener, caplog):
+    """As grpcio ends a server whose own loop has raised."""
+    on_loop(listener._server.stop(0))
+    until(lambda: "is begun anew" in caplog.text)
+    until(lambda: can_connect(listener.port))
+    on_loop(listener.stop(0))
+    assert not can_connect(listener.port)
+
+
+def test_listener_that_dies_waits_for_its_port(listener, caplog, monkeypatch):
+    monkeypatch.setattr("genrpc.transport.listening.AGAIN_SECONDS", 0.01)
+    bind, failures = listener._bind, iter([CannotListenError("taken")] * 2)
+    monkeypatch.setattr(listener, "_bind", lambda address: fail(failures) or bind(address))
+    on_loop(listener._server.stop(0))
+    until(lambda: caplog.text.count("taken") == 2)
+    until(lambda: can_connect(listener.port))
+
+
+def fail(failures):
+    for failure in failures:
+        raise failure
+
+
+def can_connect(port):
+    try:
+        socket.create_connection(("127.0.0.1", port), SECONDS).close()
+    except ConnectionRefusedError:
+        return False
+    return True
 
 
 def test_failed_start_leaves_nothing_to_complain_of(listener, accepted, caplog):

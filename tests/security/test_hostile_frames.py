@@ -1,0 +1,459 @@
+"""Every kind of frame in every state of a session: only the documented answers, no other effect.
+
+A state machine sends what it likes to a server's session and to a client's: frames of every kind,
+good, bad, out of turn and mutated, while calls are answered and the time passes. The honest use
+of the two is tested in tests/protocol/test_state_machine.py.
+"""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import HealthCheck, settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
+from scale import count
+
+from genrpc import security
+from genrpc._generated.genrpc.v1 import genrpc_pb2 as pb
+from genrpc.authentication import CookieAuthenticator
+from genrpc.protocol.chunks import PART_BYTES
+from genrpc.protocol.client_session import ClientSession, Route
+from genrpc.protocol.events import (
+    Answered,
+    CallsArrived,
+    CallsCancelled,
+    CallsEnded,
+    CallsReturned,
+    Closed,
+    Drained,
+    Event,
+    Opened,
+    TransferRefused,
+)
+from genrpc.protocol.pending import ENDED, ERROR, VALUE, Call, IncomingCall
+from genrpc.protocol.server_session import Identity, ServerSession
+from genrpc.protocol.session import Limits, Phase, Session
+
+pytestmark = pytest.mark.slow
+
+SEQUENCES = settings(
+    max_examples=count(1000, 100_000),  # of each of the two ends
+    stateful_step_count=10,
+    deadline=None,
+    database=None,
+    suppress_health_check=list(HealthCheck),
+)
+
+KEY = security.Cookie("0123456789abcdef0123456789abcdef").key
+ALPHA, BETA = "alpha@127.0.0.1", "beta@127.0.0.1"
+LIMITS = Limits(
+    max_frame_bytes=70_000,
+    max_message_bytes=50,
+    chunk_bytes=7,
+    window_bytes=100,
+    max_calls=5,
+    cast_window=4,
+    max_unread_reply_bytes=2000,
+    max_transfer_bytes=2 * PART_BYTES + 60,
+)
+REASONS = {
+    *("corrupt_data", "invalid_cookie", "badnode", "overload", "draining"),
+    *("closed", "connect_timeout"),
+}
+
+ids = st.sampled_from([0, 1, 2, 3, 2**63])
+small = st.binary(max_size=5)
+chunks = st.builds(
+    pb.Chunk,
+    call_id=ids,
+    start=st.none()
+    | st.builds(
+        pb.TransferStart,
+        part_sizes=st.lists(st.sampled_from([0, 1, 3, 40, 2**63]), max_size=3),
+        writable_parts=st.lists(st.integers(0, 3), max_size=2),
+        target=st.integers(0, 2),
+        kind=st.integers(0, 5),
+        encoding=st.integers(0, 5),
+        outcome=st.integers(0, 4),
+        timeout_us=st.sampled_from([0, 1, 2**63]),
+    ),
+    data=small,
+    last=st.booleans(),
+    abandoned=st.booleans(),
+)
+counts = st.integers(0, 3)
+
+
+@st.composite
+def call_batches(draw: st.DrawFn) -> pb.CallBatch:
+    batch = pb.CallBatch(credit=draw(st.sampled_from([0, 5, 2**63])))
+    if draw(st.booleans()):
+        batch.chunk.CopyFrom(draw(chunks))
+    if draw(st.booleans()):
+        number = draw(st.sampled_from([0, 0, 1, 4095, 4096]))
+        batch.targets.add(number=number, module="m", function="f")
+    size = draw(counts)
+    batch.call_ids.extend(draw(st.lists(ids, min_size=size, max_size=size, unique=draw(SOMETIMES))))
+    batch.payloads.extend([b"payload"] * draw(NEARLY(size)))
+    for name, values in (
+        ("call_targets", st.integers(0, 2)),
+        ("kinds", st.integers(0, 5)),
+        ("encodings", st.integers(0, 5)),
+        ("timeouts_us", st.sampled_from([0, 1, 2**63])),
+    ):
+        if draw(st.booleans()):
+            length = draw(NEARLY(size))
+            getattr(batch, name).extend(draw(st.lists(values, min_size=length, max_size=length)))
+    batch.cancels.extend(draw(st.lists(ids, max_size=2)))
+    return batch
+
+
+@st.composite
+def reply_batches(draw: st.DrawFn) -> pb.ReplyBatch:
+    batch = pb.ReplyBatch(
+        credit=draw(st.sampled_from([0, 5, 2**63])), casts_done=draw(st.sampled_from([0, 0, 1, 9]))
+    )
+    if draw(st.booleans()):
+        batch.chunk.CopyFrom(draw(chunks))
+    size = draw(counts)
+    batch.call_ids.extend(draw(st.lists(ids, min_size=size, max_size=size)))
+    batch.payloads.extend([b"payload"] * draw(NEARLY(size)))
+    for name in ("outcomes", "encodings"):
+        if draw(st.booleans()):
+            length = draw(NEARLY(size))
+            getattr(batch, name).extend(
+                draw(st.lists(st.integers(0, 4), min_size=length, max_size=length))
+            )
+    return batch
+
+
+SOMETIMES = st.sampled_from([True, True, True, False])
+
+
+def NEARLY(size: int) -> st.SearchStrategy[int]:  # stands for a strategy
+    """That size, or one beside it."""
+    return st.sampled_from([size, size, size, size + 1, max(0, size - 1)])
+
+
+@st.composite
+def altered(draw: st.DrawFn, frames: st.SearchStrategy[bytes]) -> bytes:
+    """A frame with a byte changed, cut off, or something put behind it."""
+    frame = bytearray(draw(frames))
+    way = draw(st.sampled_from(["change", "cut", "append"]))
+    if way == "append" or not frame:
+        return bytes(frame) + draw(st.binary(min_size=1, max_size=4))
+    position = draw(st.integers(0, len(frame) - 1))
+    if way == "cut":
+        return bytes(frame[:position])
+    frame[position] = draw(st.integers(0, 255))
+    return bytes(frame)
+
+
+noise = st.binary(max_size=30) | st.sampled_from([b"", b"\0" * 17_000, b"\x1a\x80\x80\x80\x80\x10"])
+
+
+class Hostile(RuleBasedStateMachine):
+    """What both ends have in common: what they may never do."""
+
+    session: Session
+    opened: bool
+    answers: frozenset[str]
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.now = 0.0
+        self.events: list[Event] = []
+        self.phase = Phase.CONNECTING
+
+    def give(self, frame: bytes) -> None:
+        was_over = self.session.phase is Phase.CLOSED
+        self.session.receive(frame, self.now)
+        new = self.session.take_events()
+        assert not (was_over and new)
+        for event in new:
+            self.told(event)
+            self.events.append(event)
+        self.listen()
+
+    def told(self, event: Event) -> None:
+        raise NotImplementedError
+
+    def heard(self, frame: bytes) -> None:
+        raise NotImplementedError
+
+    def listen(self) -> None:
+        while (frame := self.session.frame_to_send(self.now)) is not None:
+            self.heard(frame)
+
+    @rule(seconds=st.sampled_from([0.1, 3.0]))
+    def time_passes(self, seconds: float) -> None:
+        self.now += seconds
+        self.session.tick(self.now)
+        self.collect()
+
+    def collect(self) -> None:
+        for event in self.session.take_events():
+            self.told(event)
+            self.events.append(event)
+        self.listen()
+
+    @invariant()
+    def memory_is_bounded(self) -> None:
+        assemblies = self.session._assemblies
+        reserved = sum(each.cost for each in assemblies.values())
+        assert reserved == self.session._assembly_bytes
+        assert len(assemblies) <= 1 or reserved <= LIMITS.max_transfer_bytes
+
+    @invariant()
+    def phases_only_grow_and_the_end_is_the_end(self) -> None:
+        assert self.session.phase >= self.phase
+        self.phase = self.session.phase
+        ends = [event for event in self.events if isinstance(event, Closed)]
+        assert len(ends) <= 1
+        if ends:
+            assert self.events[-1] is ends[0]
+            assert ends[0].failure is None or ends[0].failure.reason in REASONS
+
+    def teardown(self) -> None:
+        self.session.close(None)
+        self.collect()
+
+
+class HostileClient(Hostile):
+    """A server's session, and whoever speaks to it."""
+
+    session: ServerSession
+
+    @initialize(knows=st.booleans(), greets=st.booleans())
+    def begin(self, knows: bool, greets: bool) -> None:
+        self.session = ServerSession(
+            Identity(BETA, "instance", "session"),
+            CookieAuthenticator(KEY),
+            LIMITS,
+            handshake_deadline=5.0,
+            idle_timeout=60.0,
+        )
+        self.opened = self.proved = False
+        self.hello: pb.Hello | None = None
+        self.challenge: pb.Challenge | None = None
+        self.unanswered: list[IncomingCall] = []
+        self.answered: set[int] = set()
+        if greets or knows:  # else most would never come to the interesting part
+            self.say_hello(True)
+        if knows:
+            self.prove(True)
+
+    @rule(good=SOMETIMES)
+    def say_hello(self, good: bool) -> None:
+        hello = pb.Hello(
+            revision_max=1,
+            revision_min=1,
+            node=ALPHA,
+            target_node=BETA if good else ALPHA,
+            nonce=b"n" * 32,
+            want_pickle=True,
+        )
+        if self.hello is None and good and self.session.phase is Phase.HANDSHAKE:
+            self.hello = hello
+        self.give(pb.ConnectRequest(hello=hello).SerializeToString())
+
+    @rule(good=SOMETIMES)
+    def prove(self, good: bool) -> None:
+        mac = b"m" * 32
+        if good and self.hello is not None and self.challenge is not None:
+            transcript = security.transcript(self.hello, self.challenge)
+            mac = security.client_proof(KEY, transcript)
+            self.proved = True
+        proof = pb.AuthProof(mac=mac, window_bytes=100, max_frame_bytes=70_000)
+        self.give(pb.ConnectRequest(auth_proof=proof).SerializeToString())
+
+    @rule(batch=call_batches())
+    def call(self, batch: pb.CallBatch) -> None:
+        self.give(pb.ConnectRequest(calls=batch).SerializeToString())
+
+    @rule()
+    def ping(self) -> None:
+        self.give(pb.ConnectRequest(ping=pb.Ping(nonce=7)).SerializeToString())
+
+    @rule()
+    def go_away(self) -> None:
+        self.give(pb.ConnectRequest(go_away=pb.GoAway()).SerializeToString())
+
+    @rule(
+        frame=noise
+        | altered(
+            st.one_of(
+                call_batches().map(lambda made: pb.ConnectRequest(calls=made)),
+                st.just(pb.ConnectRequest(hello=pb.Hello(node=ALPHA, nonce=b"n" * 32))),
+                st.just(pb.ConnectRequest(ping=pb.Ping(nonce=7))),
+            ).map(lambda made: made.SerializeToString())
+        )
+    )
+    def altered_frame(self, frame: bytes) -> None:
+        self.give(frame)
+
+    @rule(data=st.data(), outcome=st.sampled_from([VALUE, ERROR]), size=st.sampled_from([0, 40]))
+    def answer(self, data: st.DataObject, outcome: int, size: int) -> None:
+        if self.unanswered:
+            call = self.unanswered.pop(data.draw(st.integers(0, len(self.unanswered) - 1)))
+            self.session.reply(call, outcome, b"answer", [bytes(size)] if size else [])  # type: ignore[arg-type]
+            self.collect()
+
+    @rule()
+    def leave(self) -> None:
+        self.session.leave("Bye.", self.now)
+        self.collect()
+
+    def told(self, event: Event) -> None:
+        if isinstance(event, Opened):
+            assert not self.opened
+            assert self.proved
+            assert (event.peer, self.session.peer) == (ALPHA, ALPHA)
+            self.opened = True
+            return
+        if isinstance(event, Closed):
+            return
+        assert self.opened, f"{event} before the welcome"
+        if isinstance(event, CallsArrived):
+            assert all(call.target == ("m", "f", "") for call in event.calls)
+            self.unanswered += event.calls
+        elif isinstance(event, TransferRefused):
+            assert event.reason in ("too_large", "overload")
+            self.unanswered.append(event.call)
+        else:
+            assert isinstance(event, CallsCancelled | Drained)
+
+    def heard(self, frame: bytes) -> None:
+        response = pb.ConnectResponse.FromString(frame)
+        kind = response.WhichOneof("frame")
+        if kind == "challenge":
+            assert self.hello is not None
+            assert not self.opened
+            self.challenge = response.challenge
+        elif kind == "go_away":
+            reason = response.go_away.reason
+            handshake = (pb.ERROR_REASON_INVALID_COOKIE, pb.ERROR_REASON_BAD_NODE)
+            assert (reason == pb.ERROR_REASON_UNSPECIFIED) if self.opened else reason in handshake
+        else:
+            assert self.opened, f"{kind} before the welcome"
+            assert kind in ("welcome", "replies", "pong")
+
+    @invariant()
+    def casts_stay_within_their_window(self) -> None:
+        if self.session.phase is not Phase.CLOSED:
+            assert self.session._casts_open + self.session._casts_done <= LIMITS.cast_window
+
+    @invariant()
+    def nothing_of_a_stranger_is_kept(self) -> None:
+        if not self.opened:
+            assert not self.session.running
+            assert not self.session._targets
+            assert not self.session._assemblies
+
+
+class HostileServer(Hostile):
+    """A client's session with calls under way, and whoever answers it."""
+
+    session: ClientSession
+
+    @initialize(knows=st.booleans())
+    def begin(self, knows: bool) -> None:
+        self.session = ClientSession(
+            Route(ALPHA, BETA), CookieAuthenticator(KEY), LIMITS, connect_deadline=5.0
+        )
+        self.opened = self.proved = False
+        self.hello: pb.Hello | None = None
+        self.challenge: pb.Challenge | None = None
+        self.ends: dict[int, int] = {}
+        for size in (0, 40):
+            buffers = [bytes(size)] if size else []
+            self.session.submit(Call(("m", "f", ""), b"head", buffers, wake=int), self.now)
+        self.session.opened(self.now)
+        self.listen()
+        if knows:
+            self.say_challenge(True)
+            self.say_welcome(True)
+
+    @rule(good=SOMETIMES)
+    def say_challenge(self, good: bool) -> None:
+        node = BETA if good else ALPHA
+        challenge = pb.Challenge(revision=1, node=node, nonce=b"s" * 32, instance_id="i")
+        if self.challenge is None and good:
+            self.challenge = challenge
+        self.give(pb.ConnectResponse(challenge=challenge).SerializeToString())
+
+    @rule(good=SOMETIMES)
+    def say_welcome(self, good: bool) -> None:
+        mac = b"m" * 32
+        if good and self.hello is not None and self.challenge is not None:
+            mac = security.server_proof(KEY, security.transcript(self.hello, self.challenge))
+            self.proved = True
+        welcome = pb.Welcome(mac=mac, session_id="s", pickle_allowed=True)
+        self.give(pb.ConnectResponse(welcome=welcome).SerializeToString())
+
+    @rule(batch=reply_batches())
+    def reply(self, batch: pb.ReplyBatch) -> None:
+        self.give(pb.ConnectResponse(replies=batch).SerializeToString())
+
+    @rule()
+    def pong(self) -> None:
+        self.give(pb.ConnectResponse(pong=pb.Pong(nonce=7)).SerializeToString())
+
+    @rule(reason=st.integers(0, 15))
+    def go_away(self, reason: int) -> None:
+        go_away = pb.GoAway(reason=reason, message="Go.")  # type: ignore[arg-type]  # any number
+        self.give(pb.ConnectResponse(go_away=go_away).SerializeToString())
+
+    @rule(
+        frame=noise
+        | altered(
+            reply_batches().map(lambda made: pb.ConnectResponse(replies=made).SerializeToString())
+        )
+    )
+    def altered_frame(self, frame: bytes) -> None:
+        self.give(frame)
+
+    @rule()
+    def ping(self) -> None:
+        if self.session.phase is Phase.READY:
+            self.session.ping(7, self.now)
+            self.collect()
+
+    def told(self, event: Event) -> None:
+        if isinstance(event, Opened):
+            assert self.proved
+            self.opened = True
+        elif isinstance(event, CallsEnded):
+            for call in event.calls:
+                self.ends[call.id] = self.ends.get(call.id, 0) + 1
+                assert self.ends[call.id] == 1
+                assert call.state is ENDED
+                if not self.opened:  # not a word of a stranger's is an outcome
+                    assert call.failure is not None
+                    assert call.failure.execution == "not_started"
+        elif isinstance(event, CallsReturned):
+            for call in event.calls:
+                self.ends[call.id] = 1
+        else:
+            assert isinstance(event, Answered | Drained | Closed)
+
+    def heard(self, frame: bytes) -> None:
+        request = pb.ConnectRequest.FromString(frame)
+        kind = request.WhichOneof("frame")
+        if kind == "hello":
+            self.hello = request.hello
+        elif kind == "auth_proof":
+            assert self.challenge is not None
+        else:
+            assert self.opened, f"{kind} before the welcome"
+            assert kind in ("calls", "ping")
+
+    def teardown(self) -> None:
+        super().teardown()
+        assert sorted(self.ends) == [1, 2]
+
+
+TestHostileClient = HostileClient.TestCase
+TestHostileClient.settings = SEQUENCES
+TestHostileServer = HostileServer.TestCase
+TestHostileServer.settings = SEQUENCES
