@@ -83,7 +83,9 @@ class Caller:
         return self._thread
 
     def _heal_peers(self) -> None:
-        loop = self._running_thread().loop
+        thread = self._running_thread()
+        thread.heal()
+        loop = thread.loop
         now, unused = loop.time(), set()
         for peer in list(self._peers.values()):
             peer.heal()

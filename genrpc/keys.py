@@ -10,6 +10,7 @@ import asyncio
 import concurrent.futures
 import contextlib
 import functools
+import logging
 import threading
 import weakref
 from collections.abc import Callable
@@ -27,6 +28,10 @@ from genrpc.transport.loop import check_may_wait
 _PENDING = "PENDING"
 _FINISHED = "FINISHED"
 _CANCELLED = "CANCELLED_AND_NOTIFIED"
+
+log = logging.getLogger("genrpc")
+
+LOCK_SECONDS = 1.0
 
 # One lock for all keys: what it guards takes less than making a lock would.
 _creation = threading.Lock()  # of conditions
@@ -143,7 +148,13 @@ class Key(Future[Any]):
         return True
 
     def _notify(self) -> None:
-        with self._condition:
+        condition = self._condition
+        if not condition.acquire(timeout=LOCK_SECONDS):
+            # Ctrl-C can take the thread out of Condition's own code with the lock held. Then
+            # this key is lost, and that is all: the loop thread must not wait for ever.
+            log.error("The lock of %r was not released: nobody can be told of its outcome", self)
+            return
+        try:
             for waiter in self._waiters:
                 if self._state == _CANCELLED:
                     waiter.add_cancelled(self)
@@ -151,9 +162,11 @@ class Key(Future[Any]):
                     waiter.add_exception(self)
                 else:
                     waiter.add_result(self)
-            self._condition.notify_all()
+            condition.notify_all()
             callbacks = bool(self._done_callbacks)
             watchers, self._watchers = self._watchers, []
+        finally:
+            condition.release()
         for told in watchers:
             told(self)
         if callbacks:

@@ -76,6 +76,11 @@ class LoopThread:
         """
         self._due.post(function)
 
+    def heal(self) -> None:
+        """Look for what `wake` was given unasked: an interrupt may have eaten the wake-up."""
+        if len(self._due):
+            self._run_due()
+
     def _run_due(self) -> None:
         while True:
             for function in self._due.take():

@@ -10,6 +10,12 @@ import pytest
 from nodes import COOKIE
 from waiting import SECONDS
 
+# Without coverage: Ctrl-C can leave coverage's own lock held.
+ENVIRONMENT = {
+    **{name: value for name, value in os.environ.items() if not name.startswith("COVERAGE_")},
+    "PYTHONPATH": ":".join(sys.path),
+}
+
 START = f"""
 import os, signal, sys, threading, time
 import genrpc
@@ -30,7 +36,7 @@ def run(code, seconds=SECONDS):
         text=True,
         timeout=seconds,
         check=False,
-        env={**os.environ, "PYTHONPATH": ":".join(sys.path)},
+        env=ENVIRONMENT,
     )
     assert (done.returncode, done.stderr) == (0, "")
     return done.stdout.splitlines()
@@ -111,7 +117,7 @@ def test_ctrl_c_ends_a_program_that_waits():
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
-        env={**os.environ, "PYTHONPATH": ":".join(sys.path)},
+        env=ENVIRONMENT,
     )
     assert program.stdout.readline() == "waiting\n"
     program.send_signal(signal.SIGINT)
@@ -245,6 +251,6 @@ def test_process_that_forked_before_its_first_use_is_free_to_call():
         text=True,
         timeout=SECONDS,
         check=True,
-        env={**os.environ, "PYTHONPATH": ":".join(sys.path)},
+        env=ENVIRONMENT,
     )
     assert done.stdout.split() == ["120", "120"]

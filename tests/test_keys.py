@@ -327,6 +327,20 @@ def test_waiting_for_a_key_on_the_loop_thread_is_refused_and_looking_is_not(begi
         caller._running_thread().run(wait(), SECONDS)
 
 
+def test_lock_that_was_never_released_does_not_stop_the_loop_thread(begin, monkeypatch, caplog):
+    """As when Ctrl-C takes a thread out of Condition.__enter__."""
+    monkeypatch.setattr(keys, "LOCK_SECONDS", 0.01)
+    key = begin("wait_at_gate", 5)
+    thread = threading.Thread(target=key._condition.acquire)
+    thread.start()
+    thread.join()
+    GATE.set()
+    until(key.done)
+    assert key.result() == 5
+    assert begin("echo", 5).result(SECONDS) == 5
+    assert "The lock of <Key" in caplog.text
+
+
 # ---------------------------------------------------------------- what is left behind
 
 

@@ -405,7 +405,7 @@ def test_late_reply_reaches_nobody(nodes):
 
 
 def test_loop_thread_that_does_not_answer_is_told(nodes, monkeypatch):
-    monkeypatch.setattr(local_node, "WAKE_SLACK_SECONDS", 0.01)
+    monkeypatch.setattr(calling, "WAKE_SLACK_SECONDS", 0.01)
     a, b = nodes.start("a"), nodes.start("b")
     hold = threading.Event()
     a._running_thread().call(hold.wait, SECONDS)

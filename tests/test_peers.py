@@ -346,10 +346,14 @@ def test_wake_up_that_was_lost_is_made_up_for(nodes):
     """As when Ctrl-C comes between the two steps of Mailbox.post."""
     a, b = nodes.start("a"), nodes.start("b")
     assert rpc.call(b.name, HERE, "echo", [5], via=a) == 5
-    peer = peer_of(a, b.name)
-    until(lambda: not peer._mailbox.awake)
+    peer, thread = peer_of(a, b.name), a._running_thread()
+    until(lambda: not peer._mailbox.awake and not thread._due.awake)
     peer._mailbox.awake = True
     assert rpc.call(b.name, HERE, "echo", [5], via=a) == 5
+    until(lambda: not peer._mailbox.awake)
+    thread._due.awake = True
+    assert rpc.call(b.name, HERE, "echo", [5], via=a) == 5
+    assert not thread._due.awake
 
 
 # ---------------------------------------------------------------- looking
