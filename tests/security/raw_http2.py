@@ -34,8 +34,8 @@ def settings(**values: int) -> bytes:
 
 
 def opening(**values: int) -> bytes:
-    """What a client says first: the window of the connection is as large as can be."""
-    return PREFACE + settings(**values) + frame(WINDOW_UPDATE, 0, 0, struct.pack("!I", 2**30))
+    """What a client says first: all windows are as large as can be, unless told otherwise."""
+    return PREFACE + settings(**{"s4": 2**31 - 1, **values}) + frame(WINDOW_UPDATE, 0, 0, struct.pack("!I", 2**30))
 
 
 def _text(value: bytes) -> bytes:
