@@ -252,7 +252,9 @@ class Settings:
     tcp_server_port: int | None = _setting(
         _LISTENING_PORT, 5369, "port listened on", none="do not listen"
     )
-    listen_address: str = _setting(_HOST, "127.0.0.1", "address listened on")
+    listen_address: str = _setting(
+        _HOST, "127.0.0.1", "address listened on; 0.0.0.0 and :: are all, of IPv4 and IPv6"
+    )
     insecure_listen: bool = _setting(
         _BOOL, False, "allow a listen_address other than loopback without TLS"
     )

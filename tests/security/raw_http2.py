@@ -35,7 +35,11 @@ def settings(**values: int) -> bytes:
 
 def opening(**values: int) -> bytes:
     """What a client says first: all windows are as large as can be, unless told otherwise."""
-    return PREFACE + settings(**{"s4": 2**31 - 1, **values}) + frame(WINDOW_UPDATE, 0, 0, struct.pack("!I", 2**30))
+    return (
+        PREFACE
+        + settings(**{"s4": 2**31 - 1, **values})
+        + frame(WINDOW_UPDATE, 0, 0, struct.pack("!I", 2**30))
+    )
 
 
 def _text(value: bytes) -> bytes:
