@@ -183,7 +183,7 @@ class Pump(Generic[T]):
                 self._finish()
                 return
             if self._leaving is None:  # who does not read our last words is not waited for
-                self._leaving = self._loop.call_later(LEAVE_SECONDS, self._give_up)
+                self._leaving = self._loop.call_later(LEAVE_SECONDS, self._finish)
         self._arm()
 
     def _finish(self) -> None:
@@ -197,10 +197,6 @@ class Pump(Generic[T]):
             self._stream = None
         if self._mailbox is not None:
             self._mailbox.hand_over()
-
-    def _give_up(self) -> None:
-        if not self.over:
-            self._finish()
 
     def _arm(self) -> None:
         deadline = self.session.next_deadline()

@@ -127,6 +127,13 @@ class Line:
         except OSError:
             self.is_over = True
 
+    def send_within_window(self, data: bytes) -> None:
+        """Send, in pieces small enough for the node to grant more in between."""
+        for begin in range(0, len(data), 32_768):
+            self.send(data[begin : begin + 32_768])
+            while self.receive(0.001):
+                pass
+
     def receive(self, seconds: float) -> bool:
         """Read once; False if nothing came within that time, or nothing will."""
         self.socket.settimeout(max(seconds, 0.001))

@@ -22,10 +22,12 @@ class RawPeer:
         self,
         address: tuple[str, int],
         name: str = "raw@127.0.0.1",
+        target: str = NAME,
         context: ssl.SSLContext | None = None,
+        settings: dict[str, int] | None = None,
         **proof: int,
     ) -> None:
-        self.line = Line(address, context).open()
+        self.line = Line(address, context).open(**(settings or {}))
         self.stream = self.line.stream()
         self._heard = 0
         self._calls = 0
@@ -34,7 +36,7 @@ class RawPeer:
             revision_max=1,
             revision_min=1,
             node=name,
-            target_node=NAME,
+            target_node=target,
             nonce=os.urandom(32),
             want_pickle=True,
         )
@@ -53,7 +55,17 @@ class RawPeer:
         self.line.socket.close()
 
     def send(self, frame: pb.ConnectRequest) -> None:
-        self.line.send(message(self.stream, frame.SerializeToString()))
+        self.send_bytes(frame.SerializeToString())
+
+    def send_bytes(self, frame: bytes) -> None:
+        """Send a frame, as fast as HTTP/2 lets it through."""
+        self.line.send_within_window(message(self.stream, frame))
+
+    def is_over(self) -> bool:
+        """Whether the node has ended the stream, or the connection; reads what has come."""
+        while self.line.receive(0.001):
+            pass
+        return self.stream in self.line.ended or self.line.is_over
 
     def hear(self) -> pb.ConnectResponse:
         """Wait for the next frame."""

@@ -7,6 +7,7 @@ import pytest
 from waiting import SECONDS
 
 from genrpc import security
+from genrpc._generated.genrpc.v1 import genrpc_pb2 as pb
 from genrpc.authentication import CookieAuthenticator
 from genrpc.errors import BadRPC, BadTCP
 from genrpc.loops import Mailbox
@@ -224,6 +225,35 @@ async def test_refusal_is_sent_before_the_stream_is_ended():
     server.session.refuse("draining", "no")
     server.pump.attach(stream)
     assert (len(stream.frames), stream.aborted) == (1, 1)
+
+
+async def test_refusal_behind_a_write_that_hangs_is_given_up_after_a_while(monkeypatch):
+    monkeypatch.setattr(pump_module, "LEAVE_SECONDS", 0.01)
+    server, stream = Server(), StuckStream()
+    server.pump.attach(stream)
+    hello = pb.Hello(
+        revision_max=1, revision_min=1, node=CLIENT, target_node=SERVER, nonce=bytes(32)
+    )
+    server.pump.received(pb.ConnectRequest(hello=hello).SerializeToString())
+    wrong = pb.AuthProof(mac=bytes(32))
+    server.pump.received(pb.ConnectRequest(auth_proof=wrong).SerializeToString())
+    assert server.session.wants_to_send  # behind the challenge, which hangs
+    await server.until(lambda: server.pump.over)
+    assert (len(stream.frames), stream.aborted) == (1, 1)
+
+
+async def test_refusal_behind_a_write_that_goes_on_is_sent():
+    server, stream = Server(), StuckStream()
+    server.pump.attach(stream)
+    hello = pb.Hello(
+        revision_max=1, revision_min=1, node=CLIENT, target_node=SERVER, nonce=bytes(32)
+    )
+    server.pump.received(pb.ConnectRequest(hello=hello).SerializeToString())
+    wrong = pb.AuthProof(mac=bytes(32))
+    server.pump.received(pb.ConnectRequest(auth_proof=wrong).SerializeToString())
+    stream.dones.pop()(None)
+    assert (len(stream.frames), server.pump.over) == (2, True)
+    assert server.pump._leaving.cancelled()
 
 
 async def test_reply_that_lies_in_the_mailbox_when_the_stream_ends_is_not_forgotten():
