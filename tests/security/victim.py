@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import json
 import os
+import resource
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -74,6 +75,16 @@ class Victim:
         """Bytes of the process that lie in memory."""
         return self.seen.memory_info().rss
 
+    def forget_peak(self) -> None:
+        """Let the peak of memory begin anew."""
+        Path(f"/proc/{self.process.pid}/clear_refs").write_text("5")
+
+    def peak(self) -> int:
+        """The most bytes that lay in memory since then."""
+        status = Path(f"/proc/{self.process.pid}/status").read_text()
+        (line,) = (line for line in status.splitlines() if line.startswith("VmHWM:"))
+        return 1024 * int(line.split()[1])
+
     def descriptors(self) -> int:
         return self.seen.num_fds()
 
@@ -89,7 +100,10 @@ class Victim:
 
 @contextmanager
 def victim(peer_settings: dict[str, object] | None = None, **settings: object) -> Iterator[Victim]:
-    """Run a node in a process of its own for as long as the block takes."""
+    """Run a node in a process of its own for as long as the block takes.
+
+    `files` is how many descriptors it may have; all else are settings.
+    """
     found = Victim(settings, peer_settings or {})
     try:
         until(found.is_alive)
@@ -111,6 +125,10 @@ def serve(settings: dict[str, Any]) -> None:
             imported.append(str(args[0]))
 
     sys.addaudithook(hook)
+    files = settings.pop("files", None)
+    if files is not None:
+        _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (files, hard))
     with Node(NAME, genrpc.Settings(**settings)) as node:
         print(node.port, flush=True)
         for line in sys.stdin:
