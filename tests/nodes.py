@@ -5,12 +5,14 @@
 
 from __future__ import annotations
 
+import os
 import secrets
 from contextlib import ExitStack
 
 from genrpc import Node, Settings
 
-COOKIE = "0123456789abcdef0123456789abcdef"
+# tests/security marks it, and looks for the mark in all that is written.
+COOKIE = os.environ.get("TESTS_COOKIE", "0123456789abcdef0123456789abcdef")
 
 
 class Nodes:
