@@ -37,7 +37,7 @@ class ChunkView:
     """A chunk as it was received; `data` may be a view into the frame."""
 
     call_id: int
-    data: Buffer
+    data: Buffer = field(repr=False)
     start: pb.TransferStart | None = None
     last: bool = False
     abandoned: bool = False
@@ -48,7 +48,7 @@ class ChunkOut:
     """A chunk to send: the pieces of its data are joined into the frame, once."""
 
     call_id: int
-    pieces: list[Buffer] = field(default_factory=list)
+    pieces: list[Buffer] = field(default_factory=list, repr=False)
     start: pb.TransferStart | None = None
     last: bool = False
     abandoned: bool = False
