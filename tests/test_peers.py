@@ -1,5 +1,6 @@
 """One destination as its caller sees it: dialling, losing, dialling again."""
 
+import concurrent.futures
 import queue
 import socket
 import threading
@@ -371,7 +372,7 @@ def test_ping_of_a_stream_that_is_lost_fails_and_harms_no_later_one(nodes, monke
     peer, thread = peer_of(a, b.name), a._running_thread()
     with monkeypatch.context() as patch:
         patch.setattr("genrpc.protocol.server_session.MAX_CALLS_IN_FRAME", 0)  # no pongs
-        with pytest.raises(TimeoutError):
+        with pytest.raises(concurrent.futures.TimeoutError):
             thread.run(peer.ping(1), 0.01)
     assert a.ping(b.name) > 0  # the answer of this one finds the other's future cancelled
     with monkeypatch.context() as patch:

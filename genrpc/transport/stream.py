@@ -48,7 +48,7 @@ if sys.version_info >= (3, 12):
         """Begin a coroutine in place, without a round of the loop; see below."""
         task = asyncio.Task(coroutine, loop=loop, eager_start=True)
         if task.done():
-            done(None if task.cancelled() else task.exception())
+            done(_error_of(task))
         else:
             task.add_done_callback(lambda t: done(_error_of(t)))
 
