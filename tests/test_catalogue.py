@@ -91,9 +91,13 @@ def module(tmp_path, monkeypatch):
 
 
 def listed(policy, prefix="", **more):
-    page, following = catalogue.page_of(policy, nothing_left_out, prefix=prefix, **more)
-    assert following is None
-    return {f"{each.module}.{each.function}": each for each in page}
+    found, after = [], ("", "")
+    while after is not None:
+        page, after = catalogue.page_of(
+            policy, nothing_left_out, prefix=prefix, **{"after": after, **more}
+        )
+        found += page
+    return {f"{each.module}.{each.function}": each for each in found}
 
 
 def test_a_whitelist_is_imported_and_listed_whole(module):

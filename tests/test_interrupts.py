@@ -182,7 +182,8 @@ def test_forked_child_that_ends_leaves_its_parents_node_alone():
             print(os.waitpid(child, 0)[1], discovery.local_nodes())
         """
     )
-    assert printed == ["0 ['local@127.0.0.1']"]
+    assert printed[0].startswith("0 [")
+    assert "'local@127.0.0.1'" in printed[0]
 
 
 def test_child_that_was_forked_while_threads_were_calling_is_refused_too():

@@ -3,6 +3,7 @@
 import configparser
 import importlib
 import json
+import os
 import sys
 from importlib import metadata, resources
 from pathlib import Path
@@ -21,11 +22,17 @@ GENERATED = "genrpc._generated.genrpc.v1"
 @pytest.fixture
 def installed():
     """The files of the installed wheel, as paths from site-packages."""
-    distribution = metadata.distribution("genrpc")
-    origin = json.loads(distribution.read_text("direct_url.json") or "{}")
-    if distribution.read_text("WHEEL") is None or origin.get("dir_info", {}).get("editable"):
+    # Building leaves an egg-info in the checkout, which may be found first.
+    wheels = [each for each in metadata.distributions(name="genrpc") if _is_wheel(each)]
+    if not wheels and "CI" not in os.environ:
         pytest.skip("not installed from a wheel, as tox does it")
-    return {str(path) for path in distribution.files}
+    return {str(path) for path in wheels[0].files}
+
+
+def _is_wheel(distribution):
+    origin = json.loads(distribution.read_text("direct_url.json") or "{}")
+    is_editable = origin.get("dir_info", {}).get("editable")
+    return distribution.read_text("WHEEL") is not None and not is_editable
 
 
 def test_wheel_ships_no_top_level_name_but_genrpc(installed):
