@@ -627,9 +627,14 @@ def test_run_ships_a_function_by_value_where_the_node_does_not_have_it(a, b, mon
             function = "nothing_of_the_kind"
         return original(dest, module, function, *rest, **options)
 
+    async def call_soon(dest, module, function, *rest, **options):
+        return await asyncio.to_thread(call, dest, module, function, *rest, **options)
+
     monkeypatch.setattr(a, "call", call)
+    monkeypatch.setattr(a, "call_soon", call_soon)
     assert erpc.run(b.name, add, 2, 3) == 5
-    assert calls == [HERE, "genrpc"]
+    assert run(aio.run(b.name, add, 2, 3)) == 5
+    assert calls == [HERE, "genrpc"] * 2
 
 
 # ---------------------------------------------------------------- tasks

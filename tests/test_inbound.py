@@ -293,6 +293,19 @@ def test_request_over_the_nodes_limit_is_refused_before_it_is_sent(nodes):
     assert len(rpc.call(b.name, HERE, "add", [bytes(50_000), b""], via=a)) == 50_000
 
 
+def test_request_over_the_nodes_limit_is_refused_at_its_first_chunk(nodes):
+    """A caller that does not keep to the limit that it was told."""
+    b, a = nodes.start("b", max_message_bytes=200_000), nodes.start("a")
+    assert rpc.call(b.name, HERE, "add", [1, 2], via=a) == 3
+    (peer,) = a._peers.values()
+    peer._pump.session.peer_max_message_bytes = 10_000_000
+    outcome = rpc.call(b.name, HERE, "add", [bytes(3_000_000), b""], via=a)
+    assert (outcome, outcome.execution) == (BadRPC("too_large"), "not_started")
+    assert "max_message_bytes" in outcome.message
+    assert rpc.call(b.name, HERE, "add", [1, 2], via=a) == 3
+    until(lambda: is_at_rest(b))
+
+
 # ---------------------------------------------------------------- stopping
 
 
@@ -366,6 +379,15 @@ def test_idle_stream_is_given_up_by_the_callee_and_dialled_again(nodes):
     b, a = nodes.start("b", server_inactivity_timeout=0.05), nodes.start("a")
     assert rpc.call(b.name, HERE, "add", [1, 2], via=a) == 3
     until(lambda: not b._reception.streams and a.nodes() == [])
+    assert rpc.call(b.name, HERE, "add", [1, 2], via=a) == 3
+
+
+def test_caller_that_does_not_close_an_idle_stream_is_not_waited_for(nodes, monkeypatch):
+    monkeypatch.setattr("genrpc.protocol.server_session.LEAVE_SECONDS", 0.01)
+    monkeypatch.setattr("genrpc.transport.pump.Pump.leave", lambda pump: None)
+    b, a = nodes.start("b", server_inactivity_timeout=0.02), nodes.start("a")
+    assert rpc.call(b.name, HERE, "add", [1, 2], via=a) == 3
+    until(lambda: not b._reception.streams)
     assert rpc.call(b.name, HERE, "add", [1, 2], via=a) == 3
 
 

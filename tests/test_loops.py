@@ -150,6 +150,32 @@ def test_loop_that_somebody_stops_goes_on(thread):
     assert thread.run(value(), SECONDS) == 5
 
 
+def test_all_that_is_to_be_woken_is_even_if_one_raises(thread):
+    woken, problems, done = [], [], threading.Event()
+    thread.loop.set_exception_handler(lambda loop, context: problems.append(context["exception"]))
+
+    def fail():
+        raise LookupError("no")
+
+    thread.call(lambda: [thread.wake(each) for each in (fail, lambda: woken.append(1), done.set)])
+    assert done.wait(SECONDS)
+    assert (woken, [str(problem) for problem in problems]) == ([1], ["no"])
+
+
+def test_wake_up_that_was_lost_is_made_up_for(thread):
+    """As when Ctrl-C comes between the two steps of Mailbox.post."""
+    woken = threading.Event()
+    thread._due.awake = True
+    thread.wake(woken.set)
+    assert not woken.wait(0.02)
+    thread.call(thread.heal)
+    assert woken.wait(SECONDS)
+    thread.call(thread.heal)  # there is nothing to do
+    again = threading.Event()
+    thread.wake(again.set)
+    assert again.wait(SECONDS)
+
+
 # ---------------------------------------------------------------- Mailbox
 
 

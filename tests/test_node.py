@@ -16,9 +16,10 @@ from nodes import COOKIE
 from waiting import SECONDS, until
 
 import genrpc
-from genrpc import BadRPC, BadTCP, aio, calling, discovery, erpc, local_node, rpc
+from genrpc import BadRPC, BadTCP, aio, calling, default, discovery, erpc, local_node, rpc
 from genrpc.errors import CodecError, ConfigurationError, UnsafeConfigurationError
 from genrpc.local_node import Node
+from genrpc.testing import cluster
 
 HERE = __name__
 GATE = threading.Event()
@@ -254,6 +255,32 @@ def test_callers_that_wait_in_all_ways_are_let_go_when_their_node_stops(nodes):
     assert outcomes == [closed, closed, closed, ([], [b.name])]
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("frozen", ["callee", "caller"])
+def test_frozen_peer_does_not_keep_a_node_from_stopping(frozen):
+    with cluster(1) as processes:
+        (peer,) = processes.names
+        settings = default.acting_node().settings.changed(tcp_server_port=0)
+        node = Node(f"here-{frozen}", settings).start()
+        if frozen == "callee":
+            assert rpc.call(peer, "math", "factorial", [5], SECONDS, via=node) == 120
+            processes.freeze(0)
+            key = rpc.async_call(peer, "math", "factorial", [5], via=node)
+            rpc.cast(peer, "builtins", "len", [bytes(30_000_000)], via=node)
+        else:
+            back = [node.name, "math", "factorial", [5]]
+            assert rpc.call(peer, "genrpc", "call", back, SECONDS) == 120
+            rpc.cast(peer, "genrpc", "call", [node.name, "builtins", "bytes", [30_000_000]])
+            until(lambda: node.statistics()["calls_served"] == 2)
+            processes.freeze(0)
+        stopping = threading.Thread(target=node.stop, args=(0.1,))
+        stopping.start()
+        stopping.join(SECONDS)
+        assert not stopping.is_alive()
+        if frozen == "callee":
+            assert rpc.yield_(key) == BadTCP("closed")
+
+
 def test_stop_is_called_at_the_programs_end():
     code = """
 import genrpc, genrpc.default
@@ -409,8 +436,10 @@ def test_loop_thread_that_does_not_answer_is_told(nodes, monkeypatch):
     a, b = nodes.start("a"), nodes.start("b")
     hold = threading.Event()
     a._running_thread().call(hold.wait, SECONDS)
-    with pytest.raises(RuntimeError, match="does not answer"):
-        rpc.call(b.name, HERE, "echo", [5], 0.01, via=a)
+    for ask in (rpc.call, rpc.multicall):
+        dest = b.name if ask is rpc.call else [b.name]
+        with pytest.raises(RuntimeError, match="does not answer"):
+            ask(dest, HERE, "echo", [5], 0.01, via=a)
     hold.set()
     assert rpc.call(b.name, HERE, "echo", [5], via=a) == 5
 
@@ -498,6 +527,11 @@ def test_handler_that_raises_is_logged_and_its_sender_is_not_told(nodes, caplog)
 
 
 # ---------------------------------------------------------------- what is known
+
+
+def test_policy_of_a_node_that_is_not_running_cannot_be_changed(nodes):
+    with pytest.raises(RuntimeError, match="is not started"):
+        Node(nodes.name("x"), nodes.settings()).change_policy("disabled", [])
 
 
 def test_statistics_count_what_happened(nodes):

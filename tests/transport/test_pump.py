@@ -255,6 +255,18 @@ async def test_refusal_behind_a_write_that_goes_on_is_sent():
     assert (len(stream.frames), server.pump.over) == (2, True)
 
 
+async def test_stranger_that_does_not_read_its_refusal_is_not_waited_for(monkeypatch):
+    monkeypatch.setattr(pump_module, "LEAVE_SECONDS", 0.01)
+    server, stream = Server(), StuckStream()
+    server.pump.attach(stream)
+    server.pump._writing = True  # of something before
+    server.session.refuse("overload", "no")
+    server.pump.close(None)
+    assert not server.pump.over
+    await server.until(lambda: server.pump.over)
+    assert stream.aborted == 1
+
+
 async def test_reply_that_lies_in_the_mailbox_when_the_stream_ends_is_not_forgotten():
     client, server = await joined()
     client.call()
