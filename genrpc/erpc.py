@@ -26,7 +26,7 @@ from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Seq
 from concurrent.futures import CancelledError
 from typing import Any, ParamSpec, TypeVar
 
-from genrpc.calling import DEFAULT
+from genrpc.calling import DEFAULT, encode
 from genrpc.default import acting_node
 from genrpc.errors import (
     BadArgumentsError,
@@ -478,6 +478,26 @@ def collected(keys: Sequence[Key], take: Callable[[Key], R]) -> list[R]:
         for key in keys:
             key.cancel()
         raise
+
+
+def promises(
+    node: Node,
+    dests: Sequence[Dest],
+    module: Module,
+    function: str,
+    args: Args,
+    timeout: Timeout,
+    kwargs: Kwargs | None,
+    send_timeout: Timeout,
+) -> list[Key]:
+    """Call several nodes at once; the arguments are encoded once."""
+    encoded = encode(args, kwargs, snapshot=True)
+    return [
+        node.promise(
+            dest, module, function, args, timeout, send_timeout=send_timeout, encoded=encoded
+        )
+        for dest in dests
+    ]
 
 
 def eval_everywhere(
