@@ -38,7 +38,7 @@ pytestmark = pytest.mark.slow
 
 SEQUENCES = settings(
     max_examples=count(1000, 100_000),  # of each of the two ends
-    stateful_step_count=10,
+    stateful_step_count=7,
     deadline=None,
     database=None,
     suppress_health_check=list(HealthCheck),
