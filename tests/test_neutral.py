@@ -285,7 +285,7 @@ FORMS = [
 ]
 
 
-@pytest.mark.parametrize(("value", "form"), FORMS, ids=lambda each: repr(each)[:40])
+@pytest.mark.parametrize(("value", "form"), FORMS)
 def test_forms_of_python_types(value, form):
     if form is None:
         form = {3: 1, (1, 2): 2, str(uuid.UUID(int=0)): 3}
@@ -356,7 +356,6 @@ class Lazy:
         ({Frozen(1): 1}, "key of type"),
         (Lazy(), "failed when it was read"),
     ],
-    ids=lambda each: repr(each)[:30],
 )
 @pytest.mark.parametrize("encoding", ALL)
 def test_what_has_no_neutral_form_is_refused(encoding, value, words):
