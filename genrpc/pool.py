@@ -86,13 +86,13 @@ class WorkerPool(Generic[T]):
 
     def put(self, work: T) -> None:
         """Have a worker do it; after `stop` too, for the last callbacks of keys."""
-        self._queue.put(work)
-        if not self._workers or self._stopped:
-            self._start_worker()
         if self._stopped:
-            self._queue.put(None)
-        else:
-            self.look_soon()
+            threading.Thread(target=self._work_once, args=(work,), daemon=True).start()
+            return
+        self._queue.put(work)
+        if not self._workers:
+            self._start_worker()
+        self.look_soon()
 
     def put_from_worker(self, work: T) -> None:
         """Queue what the worker that calls this may itself take next."""
@@ -109,7 +109,7 @@ class WorkerPool(Generic[T]):
         for timer in (self._look, self._retire):
             if timer is not None:
                 timer.cancel()
-        for _ in self._workers:
+        for _ in self.workers:  # not of the set itself, which those that go make smaller
             self._queue.put(None)
 
     @property
@@ -161,6 +161,11 @@ class WorkerPool(Generic[T]):
             self._idle.clear()
         if len(self._workers) > 1:
             self._retire = self._loop.call_later(RETIRE_SECONDS, self._retire_surplus)
+
+    def _work_once(self, work: T) -> None:
+        worker = Worker()
+        self._run(worker, work)
+        self._leave(worker)
 
     def _work(self, worker: Worker) -> None:
         get, run = self._queue.get, self._run
