@@ -421,6 +421,16 @@ def test_multicall_has_one_deadline_for_all(a, b):
         assert [outcome.value for outcome in outcomes] == [BadRPC("timeout")]
 
 
+def test_multicall_with_timeout_0_is_over_at_once_and_sends_nothing(a, b):
+    assert rpc.multicall([b.name], HERE, "note", [1], 0, via=a) == ([], [b.name])
+    for outcomes in (
+        erpc.multicall([b.name], HERE, "note", [1], 0, via=a),
+        run(aio.multicall([b.name], HERE, "note", [1], 0, via=a)),
+    ):
+        assert [outcome.execution for outcome in outcomes] == ["not_started"]
+    assert "streams_accepted" not in b.statistics()
+
+
 def test_nodes_may_be_left_out_or_named_or_be_any_iterable(a, b):
     rpc.call(b.name, HERE, "add", [1], via=a)
     both = sorted([a.name, b.name])
