@@ -260,7 +260,8 @@ def test_streams_that_come_and_go_leave_no_descriptors_behind(nodes):
         assert rpc.call((b.name, number % 3), HERE, "echo", [5], via=a) == 5
         until(lambda: a.nodes() == [] and not b._reception.streams)
         counts.append(process.num_fds())
-    until(lambda: process.num_fds() <= counts[2] + 3)
+    # A leak of one connection a round would be 27; the slack is for what others leave meanwhile.
+    until(lambda: process.num_fds() <= counts[2] + 15)
 
 
 def test_failed_dials_leave_no_descriptors_or_tasks_behind(nodes, closed_port):
