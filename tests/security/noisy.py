@@ -48,7 +48,10 @@ def main() -> None:
     ):
         show(rpc.call(dest, module, function, args, via=a))
         rpc.cast(dest, module, function, args, via=a)
-        show(rpc.async_call(dest, module, function, args, via=a))
+        key = rpc.async_call(dest, module, function, args, via=a)
+        show(key, rpc.yield_(key))
+    waiting = [rpc.async_call(dest, "time", "sleep", [0.5], via=a) for _ in range(3)]
+    show(*(rpc.yield_(key) for key in waiting))  # of which max_calls refuses two
     try:
         a.call(dest, "__main__", "fail", [ARGUMENT])
     except genrpc.CallError:

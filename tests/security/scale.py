@@ -9,6 +9,8 @@ from __future__ import annotations
 import os
 import random
 
+import pytest
+
 LONG = os.environ.get("SECURITY_TESTS") == "long"
 
 SEED = int(os.environ.get("SECURITY_SEED") or random.SystemRandom().randrange(2**32))
@@ -23,3 +25,7 @@ def seeded(purpose: str) -> random.Random:
     """Give the random numbers for one purpose; the same in each run with this seed."""
     print(f"SECURITY_SEED={SEED}")
     return random.Random(f"{SEED} {purpose}")
+
+
+patient = pytest.mark.timeout(count(180, 6 * 3600))
+"""For tests that take long by what they do, more so where coverage is measured."""

@@ -12,9 +12,10 @@ import random
 import time
 from collections.abc import Callable, Iterator, Sequence
 
+import pytest
 from nodes import COOKIE
 from raw_http2 import CONNECT, Line, request
-from scale import count, seeded
+from scale import count, patient, seeded
 from victim import NAME, Victim, victim
 from waiting import SECONDS, until
 
@@ -168,6 +169,8 @@ def warm(node: Victim) -> None:
             line.wait_for([number])
 
 
+@patient
+@pytest.mark.slow
 def test_nothing_of_a_stranger_is_unpickled_imported_or_run():
     draw = seeded("canaries")
     # The address of all strangers here is one; what its limit does is tested elsewhere.

@@ -22,7 +22,7 @@ import grpc
 import pytest
 from nodes import COOKIE
 from raw_peer import RawPeer
-from scale import count, seeded
+from scale import count, patient, seeded
 from victim import TARGETS, Victim, victim
 from waiting import SECONDS
 
@@ -131,6 +131,7 @@ def is_refusal(reason: object, module: str, function: str) -> bool:
     return reason == "unauthorized"
 
 
+@patient
 def test_names_at_random_are_refused(node):
     draw = seeded("names")
     loaded = sorted(sys.modules)

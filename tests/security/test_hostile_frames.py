@@ -11,7 +11,7 @@ import pytest
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
-from scale import count
+from scale import count, patient
 
 from genrpc import security
 from genrpc._generated.genrpc.v1 import genrpc_pb2 as pb
@@ -34,11 +34,11 @@ from genrpc.protocol.pending import ENDED, ERROR, VALUE, Call, IncomingCall
 from genrpc.protocol.server_session import Identity, ServerSession
 from genrpc.protocol.session import Limits, Phase, Session
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, patient]
 
 SEQUENCES = settings(
     max_examples=count(1000, 100_000),  # of each of the two ends
-    stateful_step_count=7,
+    stateful_step_count=count(5, 20),
     deadline=None,
     database=None,
     suppress_health_check=list(HealthCheck),

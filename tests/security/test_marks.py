@@ -15,7 +15,7 @@ from pathlib import Path
 
 import pytest
 from noisy import ARGUMENT
-from scale import LONG
+from scale import LONG, patient
 
 from genrpc import security
 
@@ -63,6 +63,7 @@ def test_program_that_writes_down_everything_tells_no_secret(tmp_path):
     assert done.returncode == 0, output[-2000:]
     assert output.count("event=refused_authentication") >= 3  # it has come to that
     assert "event=refused_target" in output
+    assert "event=limit_hit" in output
     assert "LookupError: of the function" in output
     told = tokens.read_text().split()
     assert len(told) == 4
@@ -119,6 +120,7 @@ def test_cookie_that_is_refused_is_not_shown(text, tmp_path):
         assert "MARKED" not in done.stdout + done.stderr
 
 
+@patient
 @pytest.mark.skipif(not LONG, reason="it runs the whole suite: only with SECURITY_TESTS=long")
 def test_whole_suite_with_a_marked_cookie_tells_it_nowhere(tmp_path):
     quick = {name: text for name, text in os.environ.items() if name != "SECURITY_TESTS"}

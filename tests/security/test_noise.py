@@ -18,14 +18,14 @@ from pathlib import Path
 import pytest
 from nodes import COOKIE
 from raw_http2 import CONNECT, DATA, Line, Socket, frame, message, opening, request
-from scale import count, seeded
+from scale import count, patient, seeded
 from victim import NAME, Victim, victim
 from waiting import until
 
 from genrpc import security
 from genrpc._generated.genrpc.v1 import genrpc_pb2 as pb
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, patient]
 
 CONVERSATIONS = count(20_000, 2_000_000)
 AT_ONCE = 100
