@@ -72,7 +72,8 @@ def undocumented():
 undocumented.__doc__ = 5
 
 def strange():
-    """\\ud800 stays readable."""
+    pass
+strange.__doc__ = "\\ud800 stays readable."
 
 value = 42
 '''

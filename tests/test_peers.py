@@ -1,6 +1,7 @@
 """One destination as its caller sees it: dialling, losing, dialling again."""
 
 import concurrent.futures
+import gc
 import queue
 import socket
 import threading
@@ -261,7 +262,8 @@ def test_streams_that_come_and_go_leave_no_descriptors_behind(nodes):
         until(lambda: a.nodes() == [] and not b._reception.streams)
         counts.append(process.num_fds())
     # A leak of one connection a round would be 27; the slack is for what others leave meanwhile.
-    until(lambda: process.num_fds() <= counts[2] + 15)
+    # From Python 3.12 on, gRPC's calls refer to themselves: the collector closes connections.
+    until(lambda: gc.collect() >= 0 and process.num_fds() <= counts[2] + 15)
 
 
 def test_failed_dials_leave_no_descriptors_or_tasks_behind(nodes, closed_port):

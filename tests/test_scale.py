@@ -77,7 +77,7 @@ def test_multicall_of_twenty_nodes_with_two_dead_ones_answers_in_node_order(node
         seconds = time.monotonic() - begun
     good = [name for name in names if name not in (names[3], names[11])]
     assert (results, bad) == (good, [names[3], names[11]])
-    assert seconds < 4.0  # the deadline and a second
+    assert seconds < 8.0  # the deadline of 3 s, and what a loaded machine adds
 
 
 @pytest.mark.slow

@@ -71,7 +71,8 @@ def failure_of(error: grpc.RpcError) -> BadTCP:
             "corrupt_data",
             message="What answers at that address speaks gRPC but is no genrpc node.",
         )
-    if code in _NO_NODE and details != WRITE_FAILED:
+    # HTTP/2 ends a stream that is written to no more with RST_STREAM: that is no breach.
+    if code in _NO_NODE and details != WRITE_FAILED and "RST_STREAM" not in details:
         return BadTCP("corrupt_data", message=f"The stream broke with {code.name}: {details}.")
     return BadTCP("closed")
 
