@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import functools
+import gc
 import logging
 import threading
 import time
@@ -37,6 +38,13 @@ WAKE_SLACK_SECONDS = 5.0
 
 FORGET_SECONDS = 60.0
 """After how long without a stream a destination is forgotten, of which there may be any number."""
+
+COLLECT_SECONDS = 2.0
+"""How far apart the garbage collector is asked to look for streams that have ended.
+
+gRPC closes a connection when nobody refers to its call any more, and its calls may refer to
+themselves: always from Python 3.12 on, and on a busy machine before. Nobody else may come by.
+"""
 
 MAX_ALIASES = 65_536
 """Spellings of destinations that are remembered with their peers."""
@@ -74,6 +82,8 @@ class Caller:
         self._aliases: dict[object, Peer] = {}
         self._peers_lock = threading.Lock()
         self._heal: asyncio.TimerHandle | None = None
+        self._hung_up = False
+        self._collected_at = 0.0
         self._cast_log = RateLimitedLog(log)
         self._told_of_cast = self._cast_failed  # bound once, not for each cast
 
@@ -91,8 +101,13 @@ class Caller:
             peer.heal()
             if peer.idle_seconds(now) > FORGET_SECONDS:
                 unused.add(peer)
+            if peer.has_hung_up:
+                peer.has_hung_up, self._hung_up = False, True
         if unused:
             self._forget(unused)
+        if self._hung_up and now - self._collected_at > COLLECT_SECONDS:
+            self._hung_up, self._collected_at = False, now
+            gc.collect()
         self._heal = loop.call_later(HEAL_SECONDS, self._heal_peers)
 
     def _forget(self, unused: set[Peer]) -> None:

@@ -102,6 +102,7 @@ class Peer:
         self._loop = around.thread.loop
         self._mailbox: Mailbox[Item] = Mailbox(self._loop, self._woken, around.thread.wake)
         self._pump: _ClientPump | None = None
+        self.has_hung_up = False  # a stream has ended, and its memory may want collecting
         self._leaving: set[_ClientPump] = set()
         self._dial: asyncio.Task[object] | None = None
         self._idle_since: float | None = self._loop.time()
@@ -313,6 +314,7 @@ class Peer:
             self._mailbox.hand_over()
 
     def _closed(self, pump: _ClientPump, event: Closed) -> None:
+        self.has_hung_up = True
         self._leaving.discard(pump)
         pump.end_turn()
         pump.fail_pings(event.failure or BadTCP("closed"))
