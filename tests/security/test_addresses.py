@@ -5,7 +5,6 @@ from __future__ import annotations
 import ipaddress
 import json
 import os
-import signal
 import socket
 import struct
 import subprocess
@@ -132,8 +131,11 @@ def running(command: Sequence[str], word: str) -> Iterator[int]:
                 assert line, "it ended before it was ready"
             yield process.pid
         finally:
-            process.send_signal(signal.SIGTERM)
-            process.kill()
+            process.terminate()
+            try:
+                process.wait(SECONDS)
+            finally:
+                process.kill()
 
 
 def python(statement: str) -> tuple[str, ...]:
