@@ -244,7 +244,9 @@ class Reception:
         if reason == _UNAUTHORIZED:
             self.refused_target(call, caller, "unauthorized")
         elif reason == _TOO_LARGE:
-            self.hit_limit(call, caller, "max_message_bytes")
+            # What a unary method answers is one frame.
+            limit = "max_message_bytes" if caller.session else "max_frame_bytes"
+            self.hit_limit(call, caller, limit)
         elif reason == _BAD_ARGUMENTS and b"max_depth" in head:
             self.hit_limit(call, caller, "max_depth")
 

@@ -25,6 +25,7 @@ class RawPeer:
         target: str = NAME,
         context: ssl.SSLContext | None = None,
         settings: dict[str, int] | None = None,
+        pickles: bool = True,
         **proof: int,
     ) -> None:
         self.line = Line(address, context).open(**(settings or {}))
@@ -38,7 +39,7 @@ class RawPeer:
             node=name,
             target_node=target,
             nonce=os.urandom(32),
-            want_pickle=True,
+            want_pickle=pickles,
         )
         self.send(pb.ConnectRequest(hello=hello))
         challenge = self.hear().challenge
