@@ -69,6 +69,7 @@ def test_status_tells_who_the_node_is(cli, guarded_node):
     done = cli("status", guarded_node.dest)
     assert done.returncode == 0, done.stderr
     assert guarded_node.name in done.stdout.splitlines()[0]
+    assert any(line.split() == ["max_depth", "100"] for line in done.stdout.splitlines())
 
 
 def test_status_in_json(cli, node):
@@ -76,6 +77,8 @@ def test_status_in_json(cli, node):
     assert found["node"] == node.name
     assert found["uptime"] > 0
     assert isinstance(found["calls_total"], dict)
+    assert (found["limits"]["max_calls"], found["limits"]["handshake_timeout"]) == (10_000, 5)
+    assert "max_connection_age" not in found["limits"]  # it is not set
 
 
 @pytest.mark.parametrize(
