@@ -32,9 +32,9 @@ _TEXTS = (
     ("Connection attempt timed out", "connect_timeout"),
 )
 
-WRITE_FAILED = "Internal error from Core."
-"""What grpc.aio makes the details of a stream that was lost while a frame was being written, with
-the code INTERNAL; the real ones are lost with it."""
+WRITE_FAILED = "Internal error from Core"
+"""What grpc.aio, with or without a full stop, makes the details of a stream that was
+lost while a frame was being written, with the code INTERNAL; the real ones are lost with it."""
 
 TLS_REFUSED = "tls: "
 """How the details begin when a node ends a stream because of its client's certificate."""
@@ -72,7 +72,7 @@ def failure_of(error: grpc.RpcError) -> BadTCP:
             message="What answers at that address speaks gRPC but is no genrpc node.",
         )
     # HTTP/2 ends a stream that is written to no more with RST_STREAM: that is no breach.
-    if code in _NO_NODE and details != WRITE_FAILED and "RST_STREAM" not in details:
+    if code in _NO_NODE and not details.startswith(WRITE_FAILED) and "RST_STREAM" not in details:
         return BadTCP("corrupt_data", message=f"The stream broke with {code.name}: {details}.")
     return BadTCP("closed")
 
