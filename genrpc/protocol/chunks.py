@@ -8,6 +8,7 @@ grows with the payload: what is read-only becomes `bytes`, the rest a `bytearray
 
 from __future__ import annotations
 
+import ctypes
 import io
 from collections.abc import Collection, Sequence
 
@@ -40,10 +41,11 @@ class Transfer:
         self.id = id
         self.owner = owner
         views = [memoryview(part).cast("B") for part in parts]
-        start.part_sizes.extend(view.nbytes for view in views)
-        start.writable_parts.extend(i for i, view in enumerate(views) if not view.readonly)
-        self.remaining = sum(view.nbytes for view in views)
-        self.cost = cost(start.part_sizes)
+        sizes = [view.nbytes for view in views]
+        start.part_sizes.extend(sizes)
+        start.writable_parts.extend([i for i, view in enumerate(views) if not view.readonly])
+        self.remaining = sum(sizes)
+        self.cost = cost(sizes)
         self._start: pb.TransferStart | None = start
         self._parts = [view for view in reversed(views) if view.nbytes]
         self._offset = 0
@@ -71,6 +73,25 @@ class Transfer:
         return chunk
 
 
+# With NULL for the contents, these two of Python's C API leave them as they are, to be written
+# over before anybody reads them. `bytes(size)` fills them with zeros, with the interpreter lock
+# held: 10 MB in 0.3 to 0.6 ms, a tenth of what receiving them costs.
+_bytes_of = ctypes.pythonapi.PyBytes_FromStringAndSize
+_bytearray_of = ctypes.pythonapi.PyByteArray_FromStringAndSize
+for _maker in (_bytes_of, _bytearray_of):
+    _maker.restype, _maker.argtypes = ctypes.py_object, (ctypes.c_void_p, ctypes.c_ssize_t)
+
+
+def _unfilled(size: int) -> bytes:
+    made: bytes = _bytes_of(None, size)
+    return made
+
+
+def _unfilled_array(size: int) -> bytearray:
+    made: bytearray = _bytearray_of(None, size)
+    return made
+
+
 class Assembly:
     """A payload on its way in; its memory is reserved when its first chunk has come."""
 
@@ -88,7 +109,7 @@ class Assembly:
         # (it is the only one who refers to it): real bytes, and no step at the end that
         # costs as much as the payload is large.
         self._parts: list[io.BytesIO | bytearray] = [
-            bytearray(size) if number in writable else io.BytesIO(bytes(size))
+            _unfilled_array(size) if number in writable else io.BytesIO(_unfilled(size))
             for number, size in enumerate(self._sizes)
         ]
         self._fill = [0, 0]  # number of the part that comes next, bytes of it that came

@@ -255,10 +255,11 @@ class Session(ABC):
 
     def _limit_of(self, start: pb.TransferStart) -> str | None:
         """Name the limit that a transfer would break if it began now."""
-        if sum(start.part_sizes) > self.limits.max_message_bytes:
+        sizes = list(start.part_sizes)
+        if sum(sizes) > self.limits.max_message_bytes:
             return "max_message_bytes"
         open_bytes = self._assembly_bytes
-        if open_bytes and open_bytes + cost(start.part_sizes) > self.limits.max_transfer_bytes:
+        if open_bytes and open_bytes + cost(sizes) > self.limits.max_transfer_bytes:
             return "max_transfer_bytes"
         return None
 
