@@ -16,7 +16,7 @@ from argparse import ArgumentTypeError, Namespace
 from types import FrameType
 from typing import TYPE_CHECKING, TextIO
 
-from genrpc.cli import codes, output
+from genrpc.cli import codes, output, tuning
 from genrpc.cli.arguments import Command, Parser, UsageError, duration
 from genrpc.names import DEFAULT_HOST, check_entry, node_name, program_name
 
@@ -111,6 +111,7 @@ def _run(args: Namespace) -> int:
     except OSError as exc:
         output.say(f"{exc}: stop that program, or choose a port with --port (0: any free one)")
         return codes.CANNOT_SERVE
+    tuning.for_serving()
     with replaced_by(node, serves=True):
         if out is not None:
             _print_ready(node, out)

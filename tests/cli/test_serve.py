@@ -9,6 +9,8 @@ import subprocess
 import pytest
 from conftest import COMMAND, SECONDS, environment
 
+from genrpc.cli import tuning
+
 
 def call(cli, node, *words):
     done = cli("call", node.dest, *words, "--json")
@@ -115,6 +117,20 @@ def test_threads_are_switched_more_often_than_python_does(node, cli):
 def test_an_explicit_switch_interval_holds(serve, cli):
     node = serve(GENRPC_SWITCH_INTERVAL="0.01")
     assert call(cli, node, "sys.getswitchinterval")["result"] == pytest.approx(0.01)
+
+
+def test_what_was_imported_is_no_work_for_the_garbage_collector(node, cli):
+    assert call(cli, node, "gc.get_freeze_count")["result"] > 10_000
+
+
+@pytest.mark.parametrize("fault", [OSError("no such library"), AttributeError("mallopt")])
+def test_another_c_library_is_served_with_as_it_is(monkeypatch, fault):
+    def no_library(name):
+        raise fault
+
+    monkeypatch.setattr("ctypes.CDLL", no_library)
+    monkeypatch.setattr("gc.freeze", lambda: None)
+    tuning.for_serving()
 
 
 # ---------------------------------------------------------------- refusals
