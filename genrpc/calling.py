@@ -14,16 +14,16 @@ import logging
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, TypeVar
 
 from genrpc import codec
 from genrpc.errors import BadRPC, error_of
 from genrpc.executor import Executor
-from genrpc.keys import Cast, Key, Together, loop_waiters, take
+from genrpc.keys import Cast, Key, PromisedCall, Together, loop_waiters, take
 from genrpc.loops import LoopThread
 from genrpc.names import Destination, check_target, check_timeout, node_name, parse_destination
 from genrpc.peers import Peer, Surroundings
-from genrpc.protocol.pending import CALL, CAST, ORDERED_CAST, Call
+from genrpc.protocol.pending import CALL, PICKLE, Call
 from genrpc.settings import Settings
 from genrpc.telemetry import Counters, RateLimitedLog
 from genrpc.transport.loop import check_may_wait, check_not_forked
@@ -49,7 +49,9 @@ themselves: always from Python 3.12 on, and on a busy machine before. Nobody els
 MAX_ALIASES = 65_536
 """Spellings of destinations that are remembered with their peers."""
 
-_CASTS = (CAST, ORDERED_CAST)
+Encoded = tuple[bytes, Sequence[Any]]
+
+Made = TypeVar("Made", bound=Call)
 
 
 class _Default:
@@ -138,7 +140,7 @@ class Caller:
         done.acquire()
         seconds = self._timeout(timeout)
         call, peer, hint = self._prepare(
-            dest, module, function, args, kwargs, seconds, send_timeout, kind, False, by_value
+            Call, dest, module, function, args, kwargs, seconds, send_timeout, kind, False, by_value
         )
         if seconds == 0:
             raise error_of(BadRPC("timeout", "not_started"))
@@ -174,9 +176,10 @@ class Caller:
         """
         check_may_wait()
         seconds = self._timeout(timeout)
-        encoded = encode(args, kwargs, snapshot=False)
+        encoded = encode(args, kwargs, False)
         prepared = [
             self._prepare(
+                Call,
                 dest,
                 module,
                 function,
@@ -221,10 +224,9 @@ class Caller:
     ) -> None:
         """Cast: hand over and forget; a failure is logged and counted."""
         call, peer, hint = self._prepare(
-            dest, module, function, args, kwargs, None, send_timeout, kind, True
+            Cast, dest, module, function, args, kwargs, None, send_timeout, kind, True
         )
         call.send_timeout = None  # a cast is held back as long as its peer wants
-        assert isinstance(call, Cast)
         call.told = self._told_of_cast
         call.peer = peer
         peer.post(call, hint)
@@ -252,20 +254,29 @@ class Caller:
         kwargs: Mapping[str, object] | None = None,
         send_timeout: float | None = DEFAULT,
         kind: Any = CALL,  # noqa: ANN401  # a protobuf enum
-        encoded: tuple[bytes, list[Any]] | None = None,
+        encoded: Encoded | None = None,
     ) -> Key:
         """Call and return a key at once."""
         seconds = self._timeout(timeout)
         call, peer, hint = self._prepare(
-            dest, module, function, args, kwargs, seconds, send_timeout, kind, True, encoded=encoded
+            PromisedCall,
+            dest,
+            module,
+            function,
+            args,
+            kwargs,
+            seconds,
+            send_timeout,
+            kind,
+            True,
+            encoded=encoded,
         )
         key = Key(call, peer, self)
         if seconds == 0:
             call.fail(BadRPC("timeout", "not_started"))
-            key.finish()
-            return key
-        call.wake = key.finish
-        peer.post(call, hint)
+            call.wake()
+        else:
+            peer.post(call, hint)
         return key
 
     def call_back(self, function: Callable[[], object]) -> None:
@@ -293,7 +304,7 @@ class Caller:
         """Call and await the value; cancelling the task cancels the call."""
         seconds = self._timeout(timeout)
         call, peer, hint = self._prepare(
-            dest, module, function, args, kwargs, seconds, send_timeout, kind, True, by_value
+            Call, dest, module, function, args, kwargs, seconds, send_timeout, kind, True, by_value
         )
         if seconds == 0:
             raise error_of(BadRPC("timeout", "not_started"))
@@ -315,6 +326,7 @@ class Caller:
 
     def _prepare(
         self,
+        make: type[Made],
         dest: object,
         module: object,
         function: object,
@@ -325,33 +337,26 @@ class Caller:
         kind: Any,  # noqa: ANN401  # a protobuf enum
         snapshot: bool,
         by_value: frozenset[str] = frozenset(),
-        encoded: tuple[bytes, list[Any]] | None = None,
-    ) -> tuple[Call, Peer, Destination | None]:
+        encoded: Encoded | None = None,
+    ) -> tuple[Made, Peer, Destination | None]:
         """Check and encode everything; nothing was sent when this raises."""
-        peer, hint = self._peer(dest)
+        hint = None
+        try:
+            peer = self._aliases[dest]
+        except (KeyError, TypeError):  # new, or unhashable
+            peer, hint = self._peer(dest)
         target = check_target(module, function)
         if encoded is None:
-            encoded = encode(args, kwargs, snapshot=snapshot, by_value=by_value)
+            encoded = encode(args, kwargs, snapshot, by_value)
         if send_timeout is DEFAULT:
             send_timeout = self.settings.send_timeout
         else:
             send_timeout = check_timeout(send_timeout, "send_timeout")
-        call = (Cast if kind in _CASTS else Call)(
-            target,
-            *encoded,
-            kind=kind,
-            deadline=None if seconds is None else time.monotonic() + seconds,
-            send_timeout=send_timeout,
-        )
-        return call, peer, hint
+        deadline = None if seconds is None else time.monotonic() + seconds
+        head, buffers = encoded
+        return make(target, head, buffers, kind, PICKLE, deadline, send_timeout), peer, hint
 
     def _peer(self, dest: object) -> tuple[Peer, Destination | None]:
-        try:
-            peer = self._aliases.get(dest)
-        except TypeError:  # unhashable; parse_destination says what is wrong with it
-            peer = None
-        if peer is not None:
-            return peer, None
         check_not_forked()
         destination = parse_destination(dest)
         hinted = destination.port_hint is not None or destination.host_hint is not None
@@ -375,10 +380,9 @@ class Caller:
 def encode(
     args: Sequence[object],
     kwargs: Mapping[str, object] | None,
-    *,
     snapshot: bool,
     by_value: frozenset[str] = frozenset(),
-) -> tuple[bytes, list[Any]]:
+) -> Encoded:
     """Check that arguments are arguments, and encode them."""
     if type(args) is not list and type(args) is not tuple and not _is_sequence(args):
         raise TypeError(f"args is a list or tuple of arguments, not {type(args).__name__}")

@@ -14,7 +14,8 @@ import urllib.parse
 from collections.abc import Iterator
 
 from genrpc import security
-from genrpc.local_node import Node, running_node
+from genrpc.executor import current
+from genrpc.local_node import Node
 from genrpc.names import DEFAULT_HOST, bracketed, program_name
 from genrpc.settings import Settings
 from genrpc.transport.loop import check_not_forked
@@ -65,7 +66,12 @@ def acting_node(via: Node | None = None) -> Node:
         if not isinstance(via, Node):
             raise TypeError(f"via is a genrpc.Node, not {via!r:.100}")
         return via
-    return running_node() or _default_node()
+    running = current.get()
+    if running is not None:
+        node: Node = running.node
+        return node
+    default = _default
+    return default if default is not None and not default.is_stopped else _default_node()
 
 
 def _default_node() -> Node:

@@ -148,6 +148,16 @@ class Executor:
 
     # ------------------------------------------------------------ the loop thread's side
 
+    def submit_all(self, calls: Sequence[IncomingCall]) -> None:
+        """As `submit`, for a frame full of calls: at once if they are all for worker threads."""
+        if self._routes or self._processes is not None:
+            for call in calls:
+                self.submit(call)
+        else:
+            self._threads.put_all(
+                [call for call in calls if call.lane is None or self._enter_lane(call)]
+            )
+
     def submit(self, call: IncomingCall) -> None:
         """Have a call run: its outcome goes to its sink. On the loop thread."""
         if call.lane is not None and not self._enter_lane(call):

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from genrpc import codec
 from genrpc.executor import Executor, unauthorized
-from genrpc.loops import Mailbox
+from genrpc.loops import LoopThread, Mailbox
 from genrpc.protocol.events import (
     CallsArrived,
     CallsCancelled,
@@ -29,8 +29,8 @@ from genrpc.protocol.events import (
     TransferRefused,
 )
 from genrpc.protocol.pending import (
+    ANSWERED,
     BLOCK_CALL,
-    CALL,
     ERROR,
     ORDERED_CAST,
     PICKLE,
@@ -67,9 +67,7 @@ _UNAUTHORIZED, _TOO_LARGE, _BAD_ARGUMENTS = (
 )
 
 if TYPE_CHECKING:
-    from genrpc.protocol.pending import Buffer, Outcome
-
-    Reply = tuple[IncomingCall, Outcome, bytes, Sequence[Buffer]]
+    from genrpc.protocol.pending import Ended
 
 
 class Caller(NamedTuple):
@@ -91,7 +89,7 @@ class Reception:
         limits: Limits,
         executor: Executor,
         counters: Counters,
-        loop: asyncio.AbstractEventLoop,
+        thread: LoopThread,
     ) -> None:
         self.node = node
         self.instance_id = secrets.token_hex(8)
@@ -100,7 +98,8 @@ class Reception:
         self.limits = limits
         self.executor = executor
         self.counters = counters
-        self.loop = loop
+        self.loop = thread.loop
+        self.wake = thread.wake
         self.log = RateLimitedLog(log)
         self.audit = Audit(node, counters)
         self.streams: set[InboundStream] = set()
@@ -157,6 +156,29 @@ class Reception:
         """Let another policy decide from now on, on open streams too."""
         self.executor.change_policy(control, entries)
         self._verdicts.clear()
+
+    def admits(self, calls: Sequence[IncomingCall], caller: Caller) -> bool:
+        """Whether all these calls run, at a glance; then they count from now on.
+
+        Else `refusal` says which of them do; for a frame full of calls that is much slower.
+        """
+        count, verdicts, seen = 0, self._verdicts, None
+        for call in calls:
+            if call.target is not seen:
+                seen = call.target
+                if verdicts.get(seen, b"") is not None:
+                    return False
+            if call.kind in ANSWERED:
+                count += 1
+        if self.draining:
+            return False
+        if count:
+            of_peer, in_all = self.calls_of[caller.peer] + count, self.calls + count
+            if of_peer > self.settings.max_calls or in_all > self.settings.max_node_calls:
+                return False
+            self.calls_of[caller.peer], self.calls = of_peer, in_all
+        self.running += len(calls)
+        return True
 
     def refusal(self, call: IncomingCall, caller: Caller) -> bytes | None:
         """Why a call is not run, as an encoded error; None: it is, and counts from now on."""
@@ -221,20 +243,23 @@ class Reception:
         self._verdicts[target] = verdict
         return verdict
 
-    def ended(self, call: IncomingCall, outcome: Outcome, head: bytes, caller: Caller) -> None:
-        """A call that counted has ended, with the reply that is told."""
-        if not call.is_cast:
-            peer = caller.peer
-            left = self.calls_of[peer] - 1
+    def ended(self, items: Sequence[Ended], caller: Caller) -> None:
+        """Calls that counted have ended, with the replies that are told."""
+        calls = 0
+        for call, outcome, head, _ in items:
+            if call.kind in ANSWERED:
+                calls += 1
+            if outcome == ERROR:
+                self._look_at_error(call, head, caller)
+        if calls:
+            left = self.calls_of[caller.peer] - calls
             if left > 0:
-                self.calls_of[peer] = left
+                self.calls_of[caller.peer] = left
             else:
-                del self.calls_of[peer]
-            self.calls -= 1
-        if outcome == ERROR:
-            self._look_at_error(call, head, caller)
-        self.running -= 1
-        self.counters.add("calls_served")
+                del self.calls_of[caller.peer]
+            self.calls -= calls
+        self.running -= len(items)
+        self.counters.add("calls_served", len(items))
         if self._ended is not None:
             self._ended.set()
 
@@ -314,30 +339,27 @@ class InboundStream:
             max_age=settings.max_connection_age,
         )
         self._is_proved = False
-        self.mailbox: Mailbox[Reply] = Mailbox(reception.loop, self._woken)
-        self.pump: Pump[Reply] = Pump(reception.loop, self.session, self, self.mailbox)
+        self.mailbox: Mailbox[Ended] = Mailbox(reception.loop, self._woken, reception.wake)
+        self.pump: Pump[Ended] = Pump(reception.loop, self.session, self, self.mailbox)
 
     def _woken(self) -> None:
         if not self.pump.over:
             self.pump.flush()
             return
         while True:  # the stream is gone, and its calls still end, one by one
-            for reply in self.mailbox.take():
-                self.take_in(reply, 0.0)
+            self.take_in(self.mailbox.take(), 0.0)
             if self.mailbox.rest():
                 return
 
-    def take_in(self, item: Reply, now: float) -> None:
-        """A call has ended."""
-        call, outcome, head, buffers = item
-        self.session.reply(call, outcome, head, buffers)
-        self._reception.ended(call, outcome, head, self._caller)
+    def take_in(self, items: Sequence[Ended], now: float) -> None:
+        """Calls have ended."""
+        self.session.reply_all(items)
+        self._reception.ended(items, self._caller)
 
     def handle(self, event: Event) -> None:
         """Something happened on the stream."""
         if isinstance(event, CallsArrived):
-            for call in event.calls:
-                self._admit(call)
+            self._admit(event.calls)
         elif isinstance(event, CallsCancelled):
             for call in event.calls:
                 self._reception.executor.cancel(call)
@@ -372,24 +394,32 @@ class InboundStream:
         else:
             self.pump.close(None)
 
-    def _admit(self, call: IncomingCall) -> None:
-        session = self.session
-        if call.encoding == PICKLE and not session.pickle_allowed:
-            self._reception.refused_target(call, self._caller, "pickle")
-            session.reply(call, ERROR, NO_PICKLE)
-            return
-        refusal = self._reception.refusal(call, self._caller)
-        if refusal is not None:
-            session.reply(call, ERROR, refusal)
-            return
-        call.sink = self.mailbox
-        call.max_reply_bytes = session.peer_max_message_bytes
-        if call.kind != CALL:
+    def _admit(self, calls: list[IncomingCall]) -> None:
+        """Have those run that may, and answer the others."""
+        session, sink = self.session, self.mailbox
+        if not session.pickle_allowed or not self._reception.admits(calls, self._caller):
+            calls = [call for call in calls if not self._is_refused(call)]
+        max_reply_bytes = session.peer_max_message_bytes
+        for call in calls:
+            call.sink = sink
+            call.max_reply_bytes = max_reply_bytes
             if call.kind == ORDERED_CAST:
                 call.lane = (session.peer, session.shard_key)
             elif call.kind == BLOCK_CALL:
                 call.lane = "block_call"
-        self._reception.executor.submit(call)
+        self._reception.executor.submit_all(calls)
+
+    def _is_refused(self, call: IncomingCall) -> bool:
+        """Whether a call may not run, and then has its answer."""
+        if call.encoding == PICKLE and not self.session.pickle_allowed:
+            self._reception.refused_target(call, self._caller, "pickle")
+            refusal: bytes | None = NO_PICKLE
+        else:
+            refusal = self._reception.refusal(call, self._caller)
+        if refusal is None:
+            return False
+        self.session.reply(call, ERROR, refusal)
+        return True
 
     def _log_end(self, event: Closed) -> None:
         failure, reception, session = event.failure, self._reception, self.session

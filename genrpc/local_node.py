@@ -22,7 +22,7 @@ from genrpc import discovery, security
 from genrpc.authentication import CookieAuthenticator
 from genrpc.calling import DEFAULT, HEAL_SECONDS, WAKE_SLACK_SECONDS, Caller
 from genrpc.errors import BadRPC, BadTCP, error_of
-from genrpc.executor import Executor, current
+from genrpc.executor import Executor
 from genrpc.handlers import Handlers
 from genrpc.inbound import Reception
 from genrpc.names import (
@@ -69,6 +69,7 @@ class Node(Caller):
         super().__init__(name, settings)
         self.handlers = Handlers()
         self.started_at = 0.0
+        self.is_stopped = False  # `stop` was called
         self.answers_itself = True  # else a call to its own name goes out to that address
         self._listener: Listener | None = None
         self._services: Services | None = None
@@ -132,7 +133,7 @@ class Node(Caller):
         if settings.executor == "process" or "process" in settings.executor_per_module.values():
             self._executor.use_processes(self.name, settings)
         self._reception = Reception(
-            self.name, settings, authenticator, limits, self._executor, self.counters, thread.loop
+            self.name, settings, authenticator, limits, self._executor, self.counters, thread
         )
         audit = self._reception.audit
         if security.is_open_to_others(settings):
@@ -219,6 +220,7 @@ class Node(Caller):
             if self._state != "started":
                 return
             self._state = "stopping"
+            self.is_stopped = True
         atexit.unregister(self.stop)
         if self._registration is not None:
             self._registration.withdraw()
@@ -257,11 +259,6 @@ class Node(Caller):
         self.stop()
 
     # ------------------------------------------------------------ what is known of it
-
-    @property
-    def is_stopped(self) -> bool:
-        """Whether `stop` was called."""
-        return self._state in ("stopping", "stopped")
 
     @property
     def port(self) -> int | None:
@@ -346,12 +343,6 @@ class Node(Caller):
         if seconds == 0:
             raise error_of(BadRPC("timeout", "not_started"))
         return destination, seconds
-
-
-def running_node() -> Node | None:
-    """The node for which the running code was called; None outside of any call."""
-    running = current.get()
-    return running.node if running is not None else None
 
 
 def _longer(seconds: float | None) -> float:

@@ -10,7 +10,9 @@ from __future__ import annotations
 
 import asyncio
 import concurrent.futures
+import contextlib
 import logging
+import os
 import threading
 from collections import deque
 from collections.abc import Callable, Coroutine, Sequence
@@ -28,13 +30,17 @@ class LoopThread:
     """An event loop in a daemon thread of its own.
 
     `run`, `call` and `stop` are for other threads, the rest for the loop's. Nothing that runs on
-    the loop ends it but `stop`.
+    the loop ends it but `stop`. With `has_bell`, `wake` is made quick; for one that lives as long
+    as the process, since a bell is closed only when it is collected.
     """
 
-    def __init__(self, name: str) -> None:
+    def __init__(self, name: str, *, has_bell: bool = False) -> None:
         self.loop = asyncio.new_event_loop()
         self._tasks: set[asyncio.Task[object]] = set()
-        self._due: Mailbox[Callable[[], object]] = Mailbox(self.loop, self._run_due)
+        self._bell = _Bell() if has_bell and hasattr(os, "eventfd") else None
+        if self._bell is not None:
+            self.loop.add_reader(self._bell.descriptor, self._rung)
+        self._due: Mailbox[Callable[[], object]] = Mailbox(self.loop, self._run_due, self._ring)
         self._stopping = False
         self._thread = threading.Thread(target=self._run, name=name, daemon=True)
         started = threading.Event()
@@ -70,11 +76,23 @@ class LoopThread:
         self.loop.call_soon_threadsafe(function, *args)
 
     def wake(self, function: Callable[[], object]) -> None:
-        """As `call`, with one wake-up of the loop for all that comes before it is awake.
+        """As `call`, but cheaper: with one wake-up for all that comes before the loop is awake, and
+        by an eventfd where there is one. It must return at once.
 
         A multicall wakes many peers at once.
         """
         self._due.post(function)
+
+    def _ring(self, run_due: Callable[[], object]) -> None:
+        if self._bell is None:
+            self.loop.call_soon_threadsafe(run_due)
+        else:
+            self._bell.ring()
+
+    def _rung(self) -> None:
+        assert self._bell is not None
+        self._bell.silence()
+        self._run_due()
 
     def heal(self) -> None:
         """Look for what `wake` was given unasked: an interrupt may have eaten the wake-up."""
@@ -121,6 +139,28 @@ class LoopThread:
         self._thread.join(timeout)
 
 
+class _Bell:
+    """An eventfd that wakes a loop.
+
+    asyncio's own way, a pair of sockets, which it reads until there is an error, makes four system
+    calls of two: a call of the own node cost 15 to 20 % more. It is closed when nobody can ring
+    any more, for then its number may become another's.
+    """
+
+    def __init__(self) -> None:
+        self.descriptor = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
+
+    def ring(self) -> None:
+        os.eventfd_write(self.descriptor, 1)
+
+    def silence(self) -> None:
+        with contextlib.suppress(BlockingIOError):
+            os.eventfd_read(self.descriptor)
+
+    def __del__(self) -> None:
+        os.close(self.descriptor)
+
+
 class Mailbox(Generic[T]):
     """Many threads post, one loop thread takes; it calls `wake` when something has come.
 
@@ -128,7 +168,7 @@ class Mailbox(Generic[T]):
     way: whoever owns a mailbox looks into it now and then as well.
     """
 
-    __slots__ = ("_items", "_loop", "_soon", "_wake", "awake")
+    __slots__ = ("_loop", "_soon", "_wake", "awake", "items")
 
     def __init__(
         self,
@@ -136,32 +176,31 @@ class Mailbox(Generic[T]):
         wake: Callable[[], object],
         soon: Callable[[Callable[[], object]], object] | None = None,
     ) -> None:
-        self._items: deque[T] = deque()
+        self.items: deque[T] = deque()
         self._loop = loop
         self._soon = soon or loop.call_soon_threadsafe
         self._wake = wake
         self.awake = False
 
     def __len__(self) -> int:
-        return len(self._items)
+        return len(self.items)
 
     def post(self, item: T) -> None:
         """Hand an item over; from any thread."""
-        self._items.append(item)
+        self.items.append(item)
         if not self.awake:
             self.awake = True
             self._soon(self._wake)
 
     def take(self) -> list[T]:
         """All items, in order; on the loop thread."""
-        items, taken = self._items, []
-        while items:
-            taken.append(items.popleft())
-        return taken
+        items = self.items
+        popleft = items.popleft
+        return [popleft() for _ in range(len(items))]
 
     def put_back(self, items: Sequence[T]) -> None:
         """Put items that were taken before all others again; on the loop thread."""
-        self._items.extendleft(reversed(items))
+        self.items.extendleft(reversed(items))
 
     def hand_over(self) -> None:
         """Who looked into it does so no more: let `wake` see to what waits; on the loop thread."""
@@ -171,7 +210,7 @@ class Mailbox(Generic[T]):
     def rest(self) -> bool:
         """Come to rest, so that the next item wakes the loop; False if one came meanwhile."""
         self.awake = False
-        if self._items:
+        if self.items:
             self.awake = True
             return False
         return True

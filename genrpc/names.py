@@ -197,6 +197,8 @@ def check_target(module: object, function: object) -> tuple[str, str, str]:
 
     `module` is a dotted name or (dotted name, version); `function` a name, or "Class.method".
     """
+    if type(module) is str and type(function) is str:  # what nearly all calls have
+        return _checked_target(module, function, "")
     if isinstance(module, str) and isinstance(function, str):
         return _checked_target(str(module), str(function), "")
     if not isinstance(function, str):

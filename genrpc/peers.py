@@ -11,7 +11,7 @@ import asyncio
 import functools
 import logging
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 
 from genrpc import discovery
@@ -158,8 +158,7 @@ class Peer:
             self._begin_with(items)
             return
         else:  # something to do that needs no stream
-            for item in items:
-                self.take_in(item, 0.0)
+            self.take_in(items, 0.0)
         self._mailbox.hand_over()
 
     def _begin_with(self, items: list[Item]) -> None:
@@ -167,8 +166,7 @@ class Peer:
         hint = next((item[1] for item in items if isinstance(item, tuple)), None)
         pump = _ClientPump(self._loop, self._new_session(now), self, self._mailbox, hint)
         self._pump, self._idle_since = pump, None
-        for item in items:  # in their order: a call may be followed by its cancellation
-            self.take_in(item, now)
+        self.take_in(items, now)
         self._dial = self._around.thread.spawn(self._connect(pump, hint))
         pump.flush()
 
@@ -191,14 +189,16 @@ class Peer:
             idle_timeout=settings.client_inactivity_timeout,
         )
 
-    def take_in(self, item: Item, now: float) -> None:
-        """An item came for the session that is there."""
-        call = item[0] if isinstance(item, tuple) else item
-        if isinstance(call, Call):
-            assert self._pump is not None
-            self._pump.session.submit(call, now)
-        else:
-            call()
+    def take_in(self, items: Sequence[Item], now: float) -> None:
+        """These came for the session that is there, in their order."""
+        pump = self._pump
+        for item in items:  # a call may be followed by its cancellation
+            call = item[0] if isinstance(item, tuple) else item
+            if isinstance(call, Call):
+                assert pump is not None
+                pump.session.submit(call, now)
+            else:
+                call()
 
     def _cancel(self, call: Call) -> None:
         for pump in self._pumps():
@@ -403,7 +403,7 @@ class _ClientPump(Pump[Item]):
     def finish(self, failure: Failure) -> None:
         """Take in what waits, fail all calls, and be drained when all casts are sent."""
         if self._mailbox is not None:
-            self._take_in(self._mailbox, self._loop.time())
+            self.take_in(self._mailbox.take(), self._loop.time())
         self.session.finish(failure)
         self.flush()
         self._settle()
@@ -441,9 +441,9 @@ class _ClientPump(Pump[Item]):
                 answered.set_exception(error_of(failure))
         self._pings.clear()
 
-    def take_in(self, item: Item, now: float) -> None:
+    def take_in(self, items: Sequence[Item], now: float) -> None:
         """As a peer does."""
-        self._peer.take_in(item, now)
+        self._peer.take_in(items, now)
 
     def handle(self, event: Event) -> None:
         """As a peer does."""

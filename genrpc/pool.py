@@ -16,7 +16,7 @@ import logging
 import queue
 import threading
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Generic, TypeVar
 
@@ -31,14 +31,19 @@ IDLE_LOOKS = 5
 
 @dataclass(frozen=True, slots=True)
 class Growth:
-    """How a pool grows: looks so many seconds apart, and workers to start at each in vain."""
+    """How a pool grows: looks so many seconds apart, from how many in vain on it does, and how
+    many workers it starts at each of these.
+    """
 
     look_seconds: float
+    looks_in_vain: int
     steps: tuple[int, ...]
 
 
-THREADS = Growth(0.001, (2, 8, 32, 64))
-PROCESSES = Growth(0.1, (1, 2, 4, 8))
+THREADS = Growth(0.001, 3, (2, 8, 32, 64))
+"""Nothing ends in one millisecond, or two, also where both cores are busy: then a worker waits for
+one, or for the interpreter lock, and further ones would only make it wait longer."""
+PROCESSES = Growth(0.1, 1, (1, 2, 4, 8))
 """A process takes a tenth of a second to start; more than there are cores seldom help."""
 
 
@@ -78,6 +83,7 @@ class WorkerPool(Generic[T]):
         self._workers: set[Worker] = set()
         self._ended = 0  # pieces of work; a lost count now and then does no harm
         self._ended_seen = 0
+        self._vain = 0  # looks, one after the other, between which nothing ended
         self._step = 0
         self._look: asyncio.TimerHandle | None = None
         self._retire: asyncio.TimerHandle | None = None
@@ -86,13 +92,23 @@ class WorkerPool(Generic[T]):
 
     def put(self, work: T) -> None:
         """Have a worker do it; after `stop` too, for the last callbacks of keys."""
+        self.put_all((work,))
+
+    def put_all(self, works: Sequence[T]) -> None:
+        """As `put`, for several."""
         if self._stopped:
-            threading.Thread(target=self._work_once, args=(work,), daemon=True).start()
+            for work in works:
+                threading.Thread(target=self._work_once, args=(work,), daemon=True).start()
             return
-        self._queue.put(work)
+        put = self._queue.put
+        for work in works:
+            put(work)
         if not self._workers:
             self._start_worker()
-        self.look_soon()
+        # Who is idle takes what lies there: a look would wake the loop once more for a lone call.
+        # If it was at that moment no longer idle, it sees to it itself; see _work.
+        if self._queue.qsize() > 1 or not any(worker.idle for worker in self.workers):
+            self.look_soon()
 
     def put_from_worker(self, work: T) -> None:
         """Queue what the worker that calls this may itself take next."""
@@ -126,14 +142,15 @@ class WorkerPool(Generic[T]):
         self._look = None
         waiting = self._queue.qsize()
         if not waiting:
-            self._step = 0
+            self._step = self._vain = 0
             return
-        if self._ended == self._ended_seen:
+        self._vain = self._vain + 1 if self._ended == self._ended_seen else 0
+        if self._vain >= self._growth.looks_in_vain:
             count = self._growth.steps[min(self._step, len(self._growth.steps) - 1)]
             self._step += 1
             for _ in range(min(count, waiting, self._max_workers - len(self._workers))):
                 self._start_worker()
-        else:
+        elif not self._vain:
             self._step = 0
         self._ended_seen = self._ended
         self.look_soon()
@@ -173,6 +190,8 @@ class WorkerPool(Generic[T]):
             worker.idle = True
             work = get()
             worker.idle = False
+            if self._look is None and self._queue.qsize() and not self._stopped:
+                self._loop.call_soon_threadsafe(self.look_soon)
             if work is None:
                 break
             run(worker, work)

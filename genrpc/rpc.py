@@ -59,10 +59,14 @@ apply = erpc.apply
 
 def yield_(key: Key) -> Any:  # noqa: ANN401  # whatever the function returns
     """Wait for the outcome of a key: the result, BadRPC or BadTCP; again gives the same."""
-    return _yielded(_checked(key))
-
-
-_yielded = _as_value(Key.result)
+    if not isinstance(key, Key):
+        _checked(key)
+    try:
+        return key.result()
+    except Throw as thrown:
+        return thrown.value
+    except (CallError, CancelledError) as exc:
+        return value_of(exc)
 
 
 def nb_yield(key: Key, timeout: float | None = 0.0) -> tuple[str, Any] | str:

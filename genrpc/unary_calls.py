@@ -401,7 +401,7 @@ class _Answered:
 
     def _arrived(self, item: Reply) -> None:
         call, outcome, head, _ = item
-        self._reception.ended(call, outcome, head, self._caller)
+        self._reception.ended([(call, outcome, head, ())], self._caller)
         if not self.reply.done():
             self.reply.set_result(item)
 
@@ -420,7 +420,7 @@ class _CastOver:
 
     def _arrived(self, item: Reply) -> None:
         call, outcome, head, _ = item
-        self._reception.ended(call, outcome, head, self._caller)
+        self._reception.ended([(call, outcome, head, ())], self._caller)
         peer = self._caller.peer
         self._casts_of[peer] -= 1
         if not self._casts_of[peer]:

@@ -163,7 +163,7 @@ def test_nested_large_bytes_are_found_and_containers_left_alone(wrap, send):
 @pytest.mark.parametrize("wrap", [lambda x: [[[[x]]]], lambda x: [*range(1_000), x]])
 def test_the_search_for_large_bytes_has_an_end(wrap):
     value = wrap(b"x" * LARGE)
-    assert codec.encode_arguments([value], snapshot=False)[1] == []
+    assert codec.encode_arguments([value], snapshot=False)[1] == ()
     assert there(value)[0] == (value,)
 
 
@@ -253,7 +253,7 @@ def test_a_read_only_array_stays_read_only():
 
 
 def test_small_arrays_stay_in_the_pickle():
-    assert codec.encode_value([np.arange(10)], snapshot=False)[1] == []
+    assert codec.encode_value([np.arange(10)], snapshot=False)[1] == ()
 
 
 @pytest.mark.parametrize(

@@ -603,6 +603,38 @@ def test_small_calls_need_one_worker_only(bench):
     assert bench.workers() <= 2
 
 
+def test_a_lone_call_for_an_idle_worker_sets_no_timer(bench):
+    bench.run("add", 1)
+    pool = bench.executor._threads
+    until(lambda: all(worker.idle for worker in pool.workers))
+    until(lambda: pool._look is None)
+    call = bench.new_call("add", 1)
+
+    def submit():
+        bench.executor.submit(call)
+        return pool._look
+
+    assert bench.on_loop(submit) is None
+    assert bench.next_outcome()[1] == 2
+
+
+def test_what_an_idle_worker_could_not_take_after_all_is_seen_to(bench):
+    """It took other work just before, and still looked idle: nobody looks at the queue."""
+    gates(2)
+    bench.run("add", 1)
+    put = bench.executor._threads._queue.put
+    for _ in range(2):
+        put(bench.new_call("meet", 2))
+    assert [bench.next_outcome()[1] for _ in range(2)] == [2, 2]
+
+
+def test_frame_full_of_calls_runs_with_and_without_coroutines_among_them(bench):
+    for _ in range(2):
+        calls = [bench.new_call("add", 1), bench.new_call("add_later", 1, 2)]
+        bench.on_loop(bench.executor.submit_all, calls)
+        assert sorted(bench.next_outcome()[1] for _ in calls) == [2, 3]
+
+
 def test_surplus_workers_retire(bench, monkeypatch):
     monkeypatch.setattr("genrpc.pool.RETIRE_SECONDS", 0.002)
     gates(10)

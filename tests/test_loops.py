@@ -162,6 +162,20 @@ def test_all_that_is_to_be_woken_is_even_if_one_raises(thread):
     assert (woken, [str(problem) for problem in problems]) == ([1], ["no"])
 
 
+@pytest.mark.parametrize("bells", ["with", "without"])
+def test_loop_with_a_bell_is_woken_where_the_system_has_none_too(monkeypatch, bells):
+    if bells == "without":
+        monkeypatch.delattr("os.eventfd", raising=False)
+    thread = LoopThread("test-bell", has_bell=True)
+    try:
+        for _ in range(3):
+            woken = threading.Event()
+            thread.wake(woken.set)
+            assert woken.wait(SECONDS)
+    finally:
+        thread.stop(SECONDS)
+
+
 def test_wake_up_that_was_lost_is_made_up_for(thread):
     """As when Ctrl-C comes between the two steps of Mailbox.post."""
     woken = threading.Event()

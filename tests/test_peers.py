@@ -13,6 +13,7 @@ from waiting import SECONDS, until
 from genrpc import BadRPC, BadTCP, erpc, rpc
 from genrpc import peers as peers_module
 from genrpc.names import Destination
+from genrpc.protocol.pending import Call
 from genrpc.transport import dialling
 
 HERE = __name__
@@ -337,7 +338,7 @@ def test_call_that_is_posted_to_a_stopped_peer_fails(nodes):
     """A thread may have got the peer just before its node was stopped."""
     a, b = nodes.start("a"), nodes.start("b")
     rpc.call(b.name, HERE, "echo", [5], via=a)
-    call, peer, hint = a._prepare(b.name, HERE, "echo", [5], None, None, None, 0, False)
+    call, peer, hint = a._prepare(Call, b.name, HERE, "echo", [5], None, None, None, 0, False)
     a.stop(0)
     woken = threading.Event()
     call.wake = woken.set

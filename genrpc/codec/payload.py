@@ -25,7 +25,7 @@ from genrpc.codec import rebuild
 from genrpc.errors import CodecError
 
 Buffer = bytes | bytearray | memoryview
-Payload = tuple[bytes, list[Buffer]]
+Payload = tuple[bytes, Sequence[Buffer]]
 #: Decodes a pickle that may not reach everything: `unpickle(head, buffers, builders=…)`, where
 #: `builders` are our own functions, by name, that it may call besides. Raises what it likes.
 Unpickle = Callable[..., object]
@@ -64,7 +64,7 @@ def encode_arguments(
             if type(value) not in _SCALARS:
                 break
         else:
-            return pickle.dumps(root, 5), []
+            return pickle.dumps(root, 5), ()
     try:
         outermost = positional if root[1] is None else (*positional, root[1])
         # Two levels more: the pair and its halves are ours.
@@ -79,7 +79,7 @@ def encode_value(value: object, *, snapshot: bool, by_value: frozenset[str] = _N
     Raises CodecError, which names the type.
     """
     if type(value) in _SCALARS:
-        return pickle.dumps(value, 5), []
+        return pickle.dumps(value, 5), ()
     try:
         return _encode(value, (value,), _LEVELS, snapshot, by_value)
     except BaseException as error:
@@ -110,7 +110,7 @@ def _encode(
             head, buffers = _dumps(lifted, by_value)
     if buffers:
         return head, [_part(buffer, snapshot) for buffer in buffers]
-    return head, []
+    return head, ()
 
 
 class _Buffers(list[pickle.PickleBuffer]):
@@ -280,6 +280,8 @@ def decode_value(
 ) -> object:
     """Decode a result or a thrown value; see decode_arguments."""
     try:
+        if unpickle is None and not buffers and _STACK_GLOBAL not in head:
+            return pickle.loads(head)  # the same as below, sooner
         return _loads(head, buffers, unpickle)
     except BaseException as error:
         _raise_unless_interrupt(error, lambda: "the value", "decode")

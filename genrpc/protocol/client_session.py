@@ -22,6 +22,7 @@ from .pending import (
     CALL,
     ENDED,
     ERROR,
+    INLINE_BYTES,
     ORDERED_CAST,
     PICKLE,
     SENDING,
@@ -134,7 +135,7 @@ class ClientSession(Session):
         if send_timeout is not None and (check_at is None or check_at > now + send_timeout):
             check_at = now + send_timeout
         self.pending.add(call, check_at)
-        if call.is_large:
+        if call.buffers or call.size > INLINE_BYTES:  # is_large
             self._large.append(call)
         else:
             self._small.append(call)

@@ -24,6 +24,8 @@ if TYPE_CHECKING:
     Kind: TypeAlias = pb.CallKind.ValueType
     Encoding: TypeAlias = pb.PayloadEncoding.ValueType
     Outcome: TypeAlias = pb.OutcomeKind.ValueType
+    Ended: TypeAlias = "tuple[IncomingCall, Outcome, bytes, Sequence[Buffer]]"
+    """What became of a call: the call, what its payload is, and the payload."""
 
 Buffer = bytes | bytearray | memoryview
 Target = tuple[str, str, str]  # module, function, version ("" = any)
@@ -32,6 +34,10 @@ CALL = pb.CALL_KIND_UNSPECIFIED
 CAST = pb.CALL_KIND_CAST
 ORDERED_CAST = pb.CALL_KIND_ORDERED_CAST
 BLOCK_CALL = pb.CALL_KIND_BLOCK_CALL
+
+ANSWERED = (CALL, BLOCK_CALL)
+"""The kinds for whose reply somebody waits."""
+CASTS = (CAST, ORDERED_CAST)
 
 VALUE = pb.OUTCOME_KIND_UNSPECIFIED
 ERROR = pb.OUTCOME_KIND_ERROR
@@ -96,7 +102,6 @@ class Call:
         target: Target,
         head: bytes,
         buffers: Sequence[Buffer] = (),
-        *,
         kind: Kind = CALL,
         encoding: Encoding = PICKLE,
         deadline: float | None = None,
@@ -140,8 +145,8 @@ class Call:
 class Sink(Protocol):
     """Where an executor puts what became of a call; safe for any thread."""
 
-    def post(self, item: tuple[IncomingCall, Outcome, bytes, Sequence[Buffer]], /) -> None:
-        """Hand over the call, what its payload is, and the payload."""
+    def post(self, item: Ended, /) -> None:
+        """Hand it over."""
 
 
 class IncomingCall:

@@ -48,7 +48,7 @@ def loop_thread() -> LoopThread:
         with _lock:
             if _current is None:
                 os.register_at_fork(after_in_child=_after_fork)
-                _current = LoopThread("genrpc-loop")
+                _current = LoopThread("genrpc-loop", has_bell=True)
     return _current
 
 

@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from collections.abc import Sequence
+from time import monotonic  # the clock of the loop; its own method only calls it
 from typing import Generic, Protocol, TypeVar
 
 from genrpc.errors import BadRPC, BadTCP
@@ -49,8 +51,8 @@ class AnyStream(Protocol):
 class PumpOwner(Protocol[T_contra]):
     """Who puts into the session what came by the mailbox, and is told what happens."""
 
-    def take_in(self, item: T_contra, now: float) -> None:
-        """An item came by the mailbox."""
+    def take_in(self, items: Sequence[T_contra], now: float) -> None:
+        """These came by the mailbox."""
 
     def handle(self, event: Event) -> None:
         """Something happened."""
@@ -94,15 +96,17 @@ class Pump(Generic[T]):
             return
         self._flushing = True
         session, stream = self.session, self._stream
+        is_news = False
         try:
             while True:
-                now = self._loop.time()
+                now = monotonic()
                 mailbox = self._mailbox
-                if mailbox is not None:
-                    self._take_in(mailbox, now)
+                if mailbox is not None and mailbox.items:
+                    is_news = True
+                    self._owner.take_in(mailbox.take(), now)
                 frame = session.frame_to_send(now) if stream is not None else None
                 if frame is not None and stream is not None:
-                    self._writing = True
+                    is_news = self._writing = True
                     stream.write(frame, self._written)
                     if self._writing:
                         break
@@ -112,12 +116,12 @@ class Pump(Generic[T]):
             log.exception("A stream was ended because of a fault in genrpc")
             session.close(BadTCP("closed", message=f"A fault of genrpc ended the stream: {exc!r}"))
         self._flushing = False
-        self._settle()
-
-    def _take_in(self, mailbox: Mailbox[T], now: float) -> None:
-        take_in = self._owner.take_in
-        for item in mailbox.take():
-            take_in(item, now)
+        # Two of three looks find nothing, and leave the timer as it is: that saves a lone call
+        # some per cent of what it costs.
+        if is_news or self._timer is None or session.phase is Phase.CLOSED:
+            self._settle()
+        else:
+            self._dispatch()
 
     def detach_mailbox(self) -> None:
         """From now on drive only what the session has already; the mailbox goes to another."""
@@ -138,7 +142,7 @@ class Pump(Generic[T]):
 
     def received(self, frame: bytes) -> None:
         """Give a frame to the session; whatever it answers goes out at once."""
-        self.session.receive(frame, self._loop.time())
+        self.session.receive(frame, monotonic())
         self._dispatch()
         self.flush()
 
@@ -163,14 +167,18 @@ class Pump(Generic[T]):
         """Tell the owner of all events, in order, also of those that arise meanwhile."""
         if self._dispatching:
             return
+        events = self.session.take_events()
+        if not events:
+            return
         self._dispatching = True
         handle = self._owner.handle
-        while events := self.session.take_events():
+        while events:
             for event in events:
                 try:
                     handle(event)
                 except Exception:  # those that follow must be told of all the same
                     log.exception("Handling %s went wrong", type(event).__name__)
+            events = self.session.take_events()
         self._dispatching = False
 
     def _settle(self) -> None:
@@ -201,7 +209,7 @@ class Pump(Generic[T]):
     def _arm(self) -> None:
         deadline = self.session.next_deadline()
         if self._writing:
-            stall = self._loop.time() + STALL_SECONDS
+            stall = monotonic() + STALL_SECONDS
             deadline = stall if deadline is None else min(deadline, stall)
         if deadline is None:
             return
@@ -213,9 +221,9 @@ class Pump(Generic[T]):
 
     def _tick(self) -> None:
         self._timer = None
-        now = self._loop.time()
+        now = monotonic()
         if self._mailbox is not None:
-            self._take_in(self._mailbox, now)
+            self._owner.take_in(self._mailbox.take(), now)
         self.session.tick(now)
         self._dispatch()  # first, for a session that leaves takes nothing in any more
         self.flush()

@@ -531,6 +531,29 @@ def test_replies_that_wait_go_as_one_frame() -> None:
     assert not server.in_flight
 
 
+def test_all_that_ended_is_answered_but_what_nobody_waits_for() -> None:
+    server = ready()
+    batch = {"call_ids": [1, 2, 3, 4], "payloads": [b""] * 4, "kinds": [0, 0, CAST, 0]}
+    one, two, cast, large = begun(server, **batch)
+    two.cancelled = True
+    answer: tuple[int, bytes, tuple[bytes, ...]] = (VALUE, b"x", ())
+    ended = [(one, *answer), (two, *answer), (one, *answer), (cast, VALUE, b"", ())]
+    server.reply_all([*ended, (large, VALUE, LARGE, ())])
+    first, *_ = responses(server)
+    assert list(first.replies.call_ids) == [1]
+    assert first.replies.casts_done == 1
+    assert first.replies.chunk.call_id == 4
+    assert not server.running
+
+
+def test_reply_to_a_client_that_is_gone_is_let_go() -> None:
+    server = ready()
+    (call,) = begun(server, call_ids=[1], payloads=[b""])
+    server.close(None)
+    server.reply_all([(call, VALUE, b"x", ())])
+    assert responses(server) == []
+
+
 def test_outcomes_and_encodings_go_along() -> None:
     server = ready()
     made = begun(server, call_ids=[1, 2], payloads=[b"", b""], encodings=[0, 2])

@@ -48,13 +48,14 @@ class End:
         self._changed.set()
         self.pump.flush()
 
-    def take_in(self, item, now):
+    def take_in(self, items, now):
         if self.fails == "take_in":
             raise LookupError("take_in")
-        if isinstance(item, Call):
-            self.session.submit(item, now)
-        else:
-            self.session.reply(*item)
+        for item in items:
+            if isinstance(item, Call):
+                self.session.submit(item, now)
+            else:
+                self.session.reply_all([item])
 
     def handle(self, event):
         self.events.append(event)
@@ -148,7 +149,7 @@ async def test_call_made_before_there_is_a_stream_arrives_when_there_is_one():
     server.pump.attach(other)
     client.attach(mine)
     arrived = (await server.until_seen(CallsArrived)).calls[0]
-    server.mailbox.post((arrived, VALUE, b"result"))
+    server.mailbox.post((arrived, VALUE, b"result", ()))
     assert (await client.until_seen(CallsEnded)).calls == [call]
     assert (call.failure, call.head) == (None, b"result")
 
@@ -273,7 +274,7 @@ async def test_reply_that_lies_in_the_mailbox_when_the_stream_ends_is_not_forgot
     arrived = (await server.until_seen(CallsArrived)).calls[0]
     # While a write hangs, replies wait in the mailbox, and nobody is woken for further ones.
     server.pump._writing = True
-    server.mailbox.post((arrived, VALUE, b"result"))
+    server.mailbox.post((arrived, VALUE, b"result", ()))
     await server.until(lambda: server.woken)
     server.woken = 0
     server.pump.ended(None)
@@ -334,7 +335,7 @@ async def test_pump_whose_mailbox_went_to_another_drives_on_what_it_has():
     arrived = (await server.until_seen(CallsArrived)).calls[0]
     client.pump.detach_mailbox()
     other = client.call()
-    server.mailbox.post((arrived, VALUE, b"result"))
+    server.mailbox.post((arrived, VALUE, b"result", ()))
     assert (await client.until_seen(CallsEnded)).calls == [call]
     assert (other.failure, len(client.mailbox)) == (None, 1)
     client.pump.close(None)
