@@ -59,10 +59,8 @@ apply = erpc.apply
 
 def yield_(key: Key) -> Any:  # noqa: ANN401  # whatever the function returns
     """Wait for the outcome of a key: the result, BadRPC or BadTCP; again gives the same."""
-    if not isinstance(key, Key):
-        _checked(key)
     try:
-        return key.result()
+        return _checked(key).result()
     except Throw as thrown:
         return thrown.value
     except (CallError, CancelledError) as exc:
