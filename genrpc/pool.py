@@ -2,9 +2,9 @@
 
 One queue and at first one worker: on short calls a second thread only costs hand-overs of the
 interpreter lock. While work waits, the loop thread looks at short intervals, and where nothing
-ended since its last look, work is blocking and it starts more workers at once: a hundred
-functions that sleep are all asleep after some milliseconds, and nested calls between nodes
-find a free worker however deep they go. Surplus workers retire.
+ended for some looks, work is blocking and it starts more workers at once: a hundred functions
+that sleep are all asleep after some milliseconds, and nested calls between nodes find a free
+worker however deep they go. Surplus workers retire.
 
 `put`, `look_soon` and `stop` are for the loop thread, `put_from_worker` for workers.
 """
