@@ -130,5 +130,4 @@ def open_stream(
     family = "ipv4" if ipv4 else "ipv6"
     ends = ",".join(f"{a}:{port}" for a in ipv4) or ",".join(f"[{a}]:{port}" for a in addresses)
     channel = open_channel(f"{family}:{ends}", line, tls)
-    call = channel.stream_stream(CONNECT)()
-    return ClientStream(call, loop, lambda: spawn(channel.close()))
+    return ClientStream(channel.stream_stream(CONNECT), loop, lambda: spawn(channel.close()))

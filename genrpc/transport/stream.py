@@ -20,7 +20,7 @@ import grpc
 
 from genrpc.errors import BadRPC, BadTCP
 
-from .status import TLS_REFUSED, failure_of
+from .status import TLS_REFUSED, WRITE_FAILED, failure_of
 
 log = logging.getLogger("genrpc")
 
@@ -28,6 +28,10 @@ Done = Callable[[BaseException | None], None]
 
 WRITE_SECONDS = 1.0
 """How long a caller that does not read can keep the end of its stream waiting."""
+
+
+ASK_SECONDS = 1.0
+"""How long the answer may take of what is asked once more; see ClientStream."""
 
 
 class StreamOwner(Protocol):
@@ -110,11 +114,12 @@ class Stream:
 
     async def _read(self, owner: StreamOwner) -> None:
         read, end, received = self._call.read, grpc.aio.EOF, owner.received
+        frame = b""
         try:
             while (frame := await read()) is not end:
                 received(frame)
         except grpc.RpcError as exc:
-            owner.ended(failure_of(exc))
+            owner.ended(failure_of(exc if frame else await self._first_words(exc, owner)))
         except asyncio.CancelledError:
             owner.ended(BadTCP("closed"))
         except Exception as exc:  # grpc.aio raises several of its own; none may pass in silence
@@ -123,18 +128,47 @@ class Stream:
         else:
             owner.ended(None)
 
+    async def _first_words(self, error: grpc.RpcError, owner: StreamOwner) -> grpc.RpcError:
+        """What a stream ended with on which no frame came."""
+        return error
+
 
 class ClientStream(Stream):
-    """The stream that this node dialled; `hang_up` closes its connection."""
+    """The stream that this node dialled; `call_again` begins another on its connection, which
+    `hang_up` closes.
+    """
 
     def __init__(
         self,
-        call: Any,  # noqa: ANN401  # grpc has no types
+        call_again: Callable[[], Any],  # grpc has no types
         loop: asyncio.AbstractEventLoop,
         hang_up: Callable[[], object],
     ) -> None:
-        super().__init__(call, loop)
+        super().__init__(call_again(), loop)
+        self._call_again = call_again
         self._hang_up = hang_up
+
+    async def _first_words(self, error: grpc.RpcError, owner: StreamOwner) -> grpc.RpcError:
+        """What a stream ended with on which no frame came.
+
+        If it ends while the first frame is being written, grpc.aio tells of that write only: of
+        ten servers of something else, one could not be told from one that went away. So what
+        is there is asked once more, with nothing to write.
+        """
+        if not (error.details() or "").startswith(WRITE_FAILED):
+            return error
+        call = self._call_again()
+        try:
+            frame = await asyncio.wait_for(call.read(), ASK_SECONDS)
+        except grpc.RpcError as told:
+            return told
+        except asyncio.TimeoutError:  # it waits for our words, as a node does
+            return error
+        finally:
+            call.cancel()
+        if frame is not grpc.aio.EOF:
+            owner.received(frame)
+        return error
 
     async def _read(self, owner: StreamOwner) -> None:
         try:

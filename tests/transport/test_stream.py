@@ -4,6 +4,7 @@ import asyncio
 import logging
 import sys
 
+import grpc
 import psutil
 import pytest
 from waiting import SECONDS, until
@@ -303,12 +304,66 @@ def test_stream_that_was_never_begun_is_hung_up():
     async def work(wire):
         call = wire.client._call
         stream = stream_module.ClientStream(
-            call, asyncio.get_running_loop(), lambda: hung_up.append(1)
+            lambda: call, asyncio.get_running_loop(), lambda: hung_up.append(1)
         )
         stream.abort()
 
     over_wire(work)
     assert hung_up == [1]
+
+
+class Answering:
+    """A call of grpc.aio's that has one answer when it is read."""
+
+    def __init__(self, answer):
+        self._answer = answer
+        self.cancelled = False
+
+    async def read(self):
+        if self._answer is None:
+            await asyncio.sleep(SECONDS)
+        if isinstance(self._answer, Exception):
+            raise self._answer
+        return self._answer
+
+    def cancel(self):
+        self.cancelled = True
+
+
+def status(code, details):
+    none = grpc.aio.Metadata()
+    return grpc.aio.AioRpcError(code, none, none, details)
+
+
+WRITE_FAILED = status(grpc.StatusCode.INTERNAL, "Internal error from Core")
+
+
+@pytest.mark.parametrize(
+    ("answer", "reason", "frames"),
+    [
+        (status(grpc.StatusCode.UNIMPLEMENTED, "Method not found!"), "corrupt_data", []),
+        (status(grpc.StatusCode.UNAVAILABLE, "Connection refused"), "econnrefused", []),
+        (grpc.aio.EOF, "closed", []),
+        (b"a frame", "closed", [b"a frame"]),
+        (None, "closed", []),
+    ],
+)
+def test_what_a_failed_first_write_hides_is_asked_for(monkeypatch, answer, reason, frames):
+    monkeypatch.setattr(stream_module, "ASK_SECONDS", 0.01)
+    calls = [Answering(WRITE_FAILED), Answering(answer)]
+    made = iter(calls)
+
+    async def work():
+        loop = asyncio.get_running_loop()
+        stream = stream_module.ClientStream(lambda: next(made), loop, lambda: None)
+        owner = Owner()
+        stream.start(owner)
+        failure = await owner.ends
+        received = [owner.frames.get_nowait() for _ in range(owner.frames.qsize())]
+        return failure.reason, received
+
+    assert on_loop(work) == (reason, frames)
+    assert calls[1].cancelled
 
 
 def test_streams_leave_no_descriptors_behind():
