@@ -112,7 +112,7 @@ class Executor:
         tracebacks: bool = True,
         max_depth: int = 100,
     ) -> None:
-        self.policy = policy
+        self._use_policy(policy)
         self._loop = loop
         self._node = node
         self._max_workers = max_workers
@@ -130,7 +130,6 @@ class Executor:
         # By target: how it ran last. "coroutine" and "nonblocking" are asked for before
         # a worker is; what is not here is for workers.
         self._routes: dict[tuple[str, str], str] = {}
-        self._known: dict[Target, tuple[types.ModuleType, Callable[..., object]]] = {}
         self._stalled: set[tuple[str, str]] = set()
         self._stopped = False
         self._log = RateLimitedLog(log)
@@ -141,10 +140,15 @@ class Executor:
 
     def change_policy(self, control: str, entries: Sequence[str]) -> None:
         """Let another policy hold from now on; on the loop thread."""
-        self.policy = Policy(control, entries)
-        self._known.clear()
+        self._use_policy(Policy(control, entries))
         if self._processes is not None:
             self._processes.change_policy(control, entries)
+
+    def _use_policy(self, policy: Policy) -> None:
+        self.policy = policy
+        # A new one, and after the policy: a worker that is about to remember what the former
+        # policy allowed does so in the former one.
+        self._known: dict[Target, tuple[types.ModuleType, Callable[..., object]]] = {}
 
     # ------------------------------------------------------------ the loop thread's side
 
@@ -338,7 +342,8 @@ class Executor:
     def _resolve(self, call: IncomingCall) -> Callable[..., object]:
         # What was found and allowed once is so as long as it is the same object under the same
         # name: 0.3 us for a call instead of 2.
-        known = self._known.get(call.target)
+        remembered = self._known
+        known = remembered.get(call.target)
         if known is not None:
             module, function = known
             loaded = sys.modules.get(call.target[0])
@@ -347,9 +352,9 @@ class Executor:
                 return function
         module, function = self._find(call)
         if not call.target[2] and "." not in call.target[1]:
-            if len(self._known) >= MAX_KNOWN:
-                self._known.clear()
-            self._known[call.target] = module, function
+            if len(remembered) >= MAX_KNOWN:
+                remembered.clear()
+            remembered[call.target] = module, function
         return function
 
     def _find(self, call: IncomingCall) -> tuple[types.ModuleType, Callable[..., object]]:

@@ -405,6 +405,20 @@ def test_arguments_that_raise_when_they_are_decoded_are_bad_arguments(bench):
     assert bench.run("add", 1) == 2
 
 
+def test_what_a_former_policy_allowed_is_not_remembered(bench, monkeypatch):
+    """The policy changes just when a worker has found that the one before allows a function."""
+    admits = Policy.admits
+
+    def admits_and_changes(policy, *found):
+        allowed = admits(policy, *found)
+        bench.executor.change_policy("whitelist", ["math"])
+        return allowed
+
+    monkeypatch.setattr(Policy, "admits", admits_and_changes)
+    assert bench.run("add", 1) == 2
+    assert bench.run("add", 1) == BadRPC("unauthorized")
+
+
 def test_unknown_encoding_is_bad_arguments(bench):
     outcome = bench.run("add", 1, encoding=99)
     assert (outcome, outcome.execution) == (BadRPC("bad_arguments"), "not_started")
