@@ -66,6 +66,9 @@ _UNAUTHORIZED, _TOO_LARGE, _BAD_ARGUMENTS = (
     for reason in ("unauthorized", "too_large", "bad_arguments")
 )
 
+# What `genrpc.policy.pickles` and `arrays` say of a pickle that reaches for more than it may.
+_NOT_LET_IN = b" let in"
+
 if TYPE_CHECKING:
     from genrpc.protocol.pending import Ended
 
@@ -274,6 +277,8 @@ class Reception:
             self.hit_limit(call, caller, limit)
         elif reason == _BAD_ARGUMENTS and b"max_depth" in head:
             self.hit_limit(call, caller, "max_depth")
+        elif reason == _BAD_ARGUMENTS and _NOT_LET_IN in head:
+            self.refused_target(call, caller, "pickle")
 
     def shaken(self, inbound: InboundStream) -> None:
         """A handshake has ended, well or badly."""

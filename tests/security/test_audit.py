@@ -152,6 +152,25 @@ def test_pickle_on_a_stream_that_did_not_ask_for_them_is_told_of(nodes: Nodes, l
     assert (line["identity"], line["reason"]) == ("raw@127.0.0.1", "pickle")
 
 
+@pytest.mark.parametrize(
+    "data",
+    [
+        b"cos\nsystem\n(S'true'\ntR.",
+        b"ctextwrap\ndedent\n(S'true'\ntR.",
+        b"cgenrpc.errors\nOk\n}b.",
+        b"cnumpy\nndarray\n(I3\ntR.",
+    ],
+    ids=["a name", "a call", "a change", "numpy"],
+)
+def test_pickle_that_reaches_for_more_than_the_list_is_told_of(nodes: Nodes, lines, data):
+    b = nodes.start("b", rpc_module_control="whitelist", rpc_module_list=["textwrap"])
+    peer = raw(b)
+    assert peer.call("textwrap", "dedent", data) == BadRPC("bad_arguments")
+    line = one(lines, "refused_target", target="textwrap:dedent")
+    assert (line["identity"], line["reason"]) == ("raw@127.0.0.1", "pickle")
+    assert "true" not in json.dumps(line)
+
+
 # ---------------------------------------------------------------- which limit was hit
 
 
