@@ -89,6 +89,11 @@ class Caller:
         self._cast_log = RateLimitedLog(log)
         self._told_of_cast = self._cast_failed  # bound once, not for each cast
 
+    @property
+    def unpickle(self) -> codec.Unpickle | None:
+        """What decodes results under a whitelist; None: they may reach everything."""
+        return self._executor.unpickle
+
     def _running_thread(self) -> LoopThread:
         if self._thread is None:
             raise RuntimeError(f"{self.name} is not started: call its start() first")
@@ -157,7 +162,7 @@ class Caller:
         except BaseException:  # Ctrl-C, mostly: nobody waits for this call any more
             peer.cancel(call)
             raise
-        return take(call)
+        return take(call, self._executor.unpickle)
 
     def call_all(
         self,
@@ -317,7 +322,7 @@ class Caller:
         except BaseException:  # CancelledError, mostly: nobody waits for this call any more
             peer.cancel(call)
             raise
-        return take(call)
+        return take(call, self._executor.unpickle)
 
     def _timeout(self, timeout: float | None) -> float | None:
         if timeout is DEFAULT:

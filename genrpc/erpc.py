@@ -50,7 +50,7 @@ from genrpc.errors import (
 from genrpc.keys import Key, take
 from genrpc.local_node import Node
 from genrpc.names import check_timeout, parse_destination
-from genrpc.protocol.pending import BLOCK_CALL, CAST, ORDERED_CAST
+from genrpc.protocol.pending import BLOCK_CALL, CAST, ORDERED_CAST, Call
 
 __all__ = [
     "BadArgumentsError",
@@ -467,7 +467,11 @@ def multicall(
     calls = node.call_all(
         dests, module, function, args, timeout, kwargs=kwargs, send_timeout=send_timeout
     )
-    return [outcome_of(functools.partial(take, call)) for call in calls]
+    return _outcomes(calls, node)
+
+
+def _outcomes(calls: Sequence[Call], node: Node) -> list[Outcome]:
+    return [outcome_of(functools.partial(take, call, node.unpickle)) for call in calls]
 
 
 def collected(keys: Sequence[Key], take: Callable[[Key], R]) -> list[R]:
@@ -614,7 +618,7 @@ def sbcast(
     node = acting_node(via)
     dests, message = addressed(nodes_and_message, nodes, node)
     calls = node.call_all(dests, "genrpc", "deliver", message)
-    return parted(dests, [outcome_of(functools.partial(take, call)) for call in calls])
+    return parted(dests, _outcomes(calls, node))
 
 
 def addressed(

@@ -146,6 +146,8 @@ class Executor:
 
     def _use_policy(self, policy: Policy) -> None:
         self.policy = policy
+        # What decodes the pickles that come, results too; None: they may reach everything.
+        self.unpickle: codec.Unpickle | None = policy.unpickle if policy.restricts_pickles else None
         # A new one, and after the policy: a worker that is about to remember what the former
         # policy allowed does so in the former one.
         self._known: dict[Target, tuple[types.ModuleType, Callable[..., object]]] = {}
@@ -405,13 +407,8 @@ class Executor:
     def _arguments(self, call: IncomingCall) -> tuple[tuple[object, ...], dict[str, object]]:
         if call.encoding != PICKLE:
             return self._neutral_arguments(call)
-        policy = self.policy
         try:
-            return codec.decode_arguments(
-                call.head,
-                call.buffers,
-                unpickle=policy.unpickle if policy.restricts_pickles else None,
-            )
+            return codec.decode_arguments(call.head, call.buffers, unpickle=self.unpickle)
         except CodecError as exc:
             raise _RefusedError(_bad_arguments(_as_sentence(exc))) from None
 

@@ -50,6 +50,10 @@ class Backstage(Protocol):
 
     settings: Settings
 
+    @property
+    def unpickle(self) -> codec.Unpickle | None:
+        """What decodes results under a whitelist; None: they may reach everything."""
+
     def call_back(self, function: Callable[[], object], /) -> None:
         """Have a worker call a function."""
 
@@ -86,14 +90,18 @@ class PromisedCall(Call):
             key.finish()
 
 
-def take(call: Call) -> Any:  # noqa: ANN401  # whatever the function returned
-    """The value of a call that has ended; raises its CallError, or Throw."""
+def take(call: Call, unpickle: codec.Unpickle | None) -> Any:  # noqa: ANN401  # whatever was returned
+    """The value of a call that has ended; raises its CallError, or Throw.
+
+    `unpickle` decides what a result may reach, as in `codec.decode_value`: whoever is called
+    could otherwise do here what the node's whitelist forbids.
+    """
     if call.failure is not None:
         raise error_of(call.failure)
     try:
         if call.outcome == ERROR:
-            raise error_of(codec.decode_error(call.head))
-        value = codec.decode_value(call.head, call.buffers)
+            raise error_of(codec.decode_error(call.head, unpickle=unpickle))
+        value = codec.decode_value(call.head, call.buffers, unpickle=unpickle)
     except CodecError as exc:
         message = f"The result arrived and cannot be decoded here: {exc}."
         raise error_of(BadRPC("bad_result", "finished", message)) from None
@@ -288,7 +296,7 @@ class Key(Future[Any]):
 
     def _decoded(self) -> tuple[Any, BaseException | None]:
         try:
-            return take(self._call), None
+            return take(self._call, self._node.unpickle), None
         except (CallError, Throw, CancelledError) as exc:
             return None, exc
 

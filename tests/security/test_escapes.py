@@ -24,9 +24,20 @@ from nodes import COOKIE
 from raw_peer import RawPeer
 from scale import count, patient, seeded
 from victim import TARGETS, Victim, victim
-from waiting import SECONDS
+from waiting import SECONDS, until
 
-from genrpc import BadRPC, NotAllowedError, RemoteExit, aio, codec, erpc, rpc, security
+from genrpc import (
+    BadResultError,
+    BadRPC,
+    NotAllowedError,
+    RemoteExit,
+    Throw,
+    aio,
+    codec,
+    erpc,
+    rpc,
+    security,
+)
 from genrpc._generated.genrpc.v1 import genrpc_pb2 as pb
 from genrpc.default import replaced_by
 
@@ -329,3 +340,66 @@ def test_a_nodes_own_calls_go_by_its_list(nodes):
     with pytest.raises(NotAllowedError):
         rpc.pmap(OPEN, [], [1], via=own)
     assert "CANARY" not in os.environ
+
+
+# ---------------------------------------------------------------- by results
+
+
+SUNG: list[str] = []
+
+
+def sing(text):
+    SUNG.append(text)
+
+
+def sends_a_canary():
+    return Reduces(sing, ("a result",))
+
+
+def throws_a_canary():
+    raise Throw(Reduces(sing, ("what was thrown",)))
+
+
+def raises_a_canary():
+    error = ValueError("raised")
+    error.detail = Reduces(sing, ("an exception",))
+    raise error
+
+
+def gives_plain_data():
+    return {"a": [1, (2.5, b"3")]}
+
+
+HERE = __name__
+
+
+def test_no_result_reaches_what_is_not_listed(nodes):
+    """Who is called must not be able to do here what it could not by a call."""
+    b = nodes.start("b")
+    a = nodes.start("a", rpc_module_control="whitelist", rpc_module_list=["guarded"])
+    bad = BadRPC("bad_result")
+    one = [b.name]
+    for function in ("sends_a_canary", "throws_a_canary"):
+        outcome = rpc.call(b.name, HERE, function, via=a)
+        assert (outcome, outcome.execution) == (bad, "finished")
+        assert rpc.yield_(rpc.async_call(b.name, HERE, function, via=a)) == bad
+        assert rpc.multicall(one, HERE, function, via=a) == ([bad], [])
+        assert rpc.block_call(b.name, HERE, function, [], SECONDS, via=a) == bad
+
+        async def ask(function: str = function) -> None:
+            with pytest.raises(BadResultError):
+                await aio.call(b.name, HERE, function, via=a)
+
+        asyncio.run(ask())
+    outcome = rpc.call(b.name, HERE, "raises_a_canary", via=a)
+    assert outcome.reason == RemoteExit("builtins.ValueError", "raised")
+    assert outcome.reason.exception is None
+    assert SUNG == []
+    assert rpc.call(b.name, HERE, "gives_plain_data", via=a) == gives_plain_data()
+    # It does sing without a list.
+    a.change_policy("disabled", [])
+    until(lambda: a.unpickle is None)
+    rpc.call(b.name, HERE, "sends_a_canary", via=a)
+    rpc.call(b.name, HERE, "raises_a_canary", via=a)
+    assert SUNG == ["a result", "an exception"]
+    SUNG.clear()
