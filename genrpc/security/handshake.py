@@ -97,6 +97,8 @@ def hello_fault(hello: Hello, own_node: str) -> Fault | None:
         )
     if max(len(hello.node), len(hello.target_node)) > MAX_NODE_LENGTH:
         return _corrupt(f"a node name in the hello is longer than {MAX_NODE_LENGTH} characters")
+    if not hello.node.isprintable():  # it goes into logs
+        return _corrupt("the caller's node name has characters that cannot be printed")
     if len(hello.shard_key) > MAX_SHARD_KEY_LENGTH:
         return _corrupt(f"the hello's shard key is longer than {MAX_SHARD_KEY_LENGTH} characters")
     fault = _content_types_fault(hello)
