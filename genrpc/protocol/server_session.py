@@ -100,7 +100,6 @@ class ServerSession(Session):
         self.max_age = max_age
         self.claimed = ""  # the node that the caller says that it is
         self.peer = ""  # the same, once it has proved itself
-        self.limit_hit = ""  # the limit for which the session was ended
         self.shard_key = ""
         self.pickle_allowed = False
         self.running: dict[int, IncomingCall] = {}
@@ -422,6 +421,7 @@ class ServerSession(Session):
 
     def _check_casts(self) -> None:
         if self._casts_open + self._casts_done > self.limits.cast_window:
+            self.limit_hit = "cast_window"
             raise ProtocolError("more casts came than were granted")
 
     # ------------------------------------------------------------ sending

@@ -107,6 +107,7 @@ class Session(ABC):
         self.peer_max_message_bytes = limits.max_message_bytes
         self.transfers = Transfers(limits.chunk_bytes)
         self.window = Window(limits.window_bytes)
+        self.limit_hit = ""  # the limit for which the session was ended
         self.last_active = 0.0
         self._inline_bytes = MAX_INLINE_IN_FRAME
         self._assemblies: dict[int, Assembly] = {}
@@ -206,6 +207,7 @@ class Session(ABC):
     def _take_chunk(self, chunk: ChunkView, now: float) -> None:
         size = memoryview(chunk.data).nbytes
         if not self.window.receive(size):
+            self.limit_hit = "window_bytes"
             raise ProtocolError("more chunk data came than was granted")
         if chunk.call_id in self._discarded:
             if chunk.last or chunk.abandoned:

@@ -270,6 +270,7 @@ def window_bytes(nodes: Nodes) -> None:
         else:
             until(peer.is_over)
             assert b.statistics()["streams_corrupt_data"] == 1
+        assert hit(b, "window_bytes") == over
     assert len(rpc.call(b.name, HERE, "echo", [bytes(300_000)], via=a)) == 300_000
 
 
@@ -292,6 +293,7 @@ def cast_window(nodes: Nodes) -> None:
             until(peer.is_over)
             assert BEGUN.empty()
             assert b.statistics()["streams_corrupt_data"] == 1
+        assert hit(b, "cast_window") == over
     GATE.set()
     for number in range(50):  # our own peers wait for their turn
         rpc.cast(b.name, HERE, "wait_at_gate", [number], via=a)
