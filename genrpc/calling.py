@@ -49,6 +49,9 @@ themselves: always from Python 3.12 on, and on a busy machine before. Nobody els
 MAX_ALIASES = 65_536
 """Spellings of destinations that are remembered with their peers."""
 
+# The limits that a cast may meet on its way out; its failure names the one.
+_QUEUES = ("max_queued_casts", "max_queued_bytes")
+
 Encoded = tuple[bytes, Sequence[Any]]
 
 Made = TypeVar("Made", bound=Call)
@@ -240,6 +243,11 @@ class Caller:
         self.counters.add("casts_failed")
         assert call.failure is not None
         node, reason = call.peer.destination.node, call.failure.reason
+        for limit in _QUEUES:
+            if f"({limit}, " in call.failure.message:
+                self._around.audit.limit_hit(
+                    call.peer.steps.address, limit, identity=node, target=":".join(call.target[:2])
+                )
         self._cast_log.warning(
             (node, reason),
             "A cast of %s:%s to %s was lost: %s",

@@ -142,18 +142,11 @@ class ClientSession(Session):
 
     def _submit_cast(self, call: Call) -> None:
         limits = self.limits
-        if (
-            len(self._casts) >= limits.max_queued_casts
-            or self._cast_bytes + call.size > limits.max_queued_bytes
-        ):
-            self._end(
-                call,
-                BadRPC(
-                    "overload",
-                    message="Too many casts wait for this peer"
-                    " already: send slower, or raise max_queued_casts or max_queued_bytes.",
-                ),
-            )
+        if len(self._casts) >= limits.max_queued_casts:
+            self._end(call, _too_many_casts("max_queued_casts", limits.max_queued_casts))
+            return
+        if self._cast_bytes + call.size > limits.max_queued_bytes:
+            self._end(call, _too_many_casts("max_queued_bytes", limits.max_queued_bytes))
             return
         self._cast_bytes += call.size
         self._casts.append(call)
@@ -643,6 +636,14 @@ def _fail(call: Call, failure: Failure) -> None:
     elif failure.execution == "not_started":  # nobody knows that of what was handed over
         failure = replace(failure, execution="unknown")
     call.fail(failure)
+
+
+def _too_many_casts(limit: str, bound: int) -> BadRPC:
+    return BadRPC(
+        "overload",
+        message=f"Too many casts wait for this peer already ({limit}, {bound}): send slower,"
+        " or raise it.",
+    )
 
 
 def _refused(reason: str, words: str) -> BadRPC:

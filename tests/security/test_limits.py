@@ -312,6 +312,7 @@ def queued(limit: str, at_most: int, argument: object) -> Callable[[Nodes], None
             assert a.statistics().get("casts_failed", 0) == 0
             assert rpc.cast("mute@127.0.0.1", HERE, "echo", [argument], via=a)
             until(lambda: a.statistics().get("casts_failed") == 1)
+            until(lambda: hit(a, limit) == 1)
 
     return check
 
