@@ -1,5 +1,6 @@
 """Ports that a node cannot have."""
 
+import random
 import socket
 import subprocess
 import sys
@@ -10,7 +11,8 @@ import genrpc
 
 TAKEN = """
 import sys, genrpc
-with genrpc.Node("a@127.0.0.1", genrpc.Settings(cookie="c" * 16)) as node:
+settings = genrpc.Settings(cookie="c" * 16, listen_address=sys.argv[1])
+with genrpc.Node(f"a@{sys.argv[1]}", settings) as node:
     print(node.port)
 """
 
@@ -31,14 +33,11 @@ def test_address_of_another_machine_is_refused_with_the_systems_reason():
 
 
 def test_taken_default_port_is_left_for_a_free_one_without_a_word_on_stderr():
-    with socket.socket() as taken:
-        try:
-            taken.bind(("127.0.0.1", 5369))
-            taken.listen()
-        except OSError:
-            pass  # somebody else has it, which is as good
+    # An address of its own: on 127.0.0.1 somebody else may have the port, and let it go meanwhile.
+    address = ".".join(str(number) for number in (127, *random.sample(range(1, 255), 3)))
+    with socket.create_server((address, 5369)):
         done = subprocess.run(
-            [sys.executable, "-c", TAKEN], capture_output=True, text=True, timeout=50
+            [sys.executable, "-c", TAKEN, address], capture_output=True, text=True, timeout=50
         )
     assert (done.returncode, done.stderr) == (0, "")
     assert done.stdout.strip() != "5369"
