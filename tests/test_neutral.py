@@ -526,12 +526,40 @@ BAD = [
     (CBOR, b"\x82\x81\xd8\x1c\x81\xd8\x1d\x00\xa0"),  # a list that contains itself
     (CBOR, b"\x82\x82\xd8\x1c\x81\x00\xd8\x1d\x00\xa0"),  # a list in two places
     (CBOR, b"\x82\x81\xa1\xa1\x00\x01\x01\xa0"),  # a map for a key
+    (CBOR, b"\x82\x80\xa0\x00"),  # something follows
+    (CBOR, b"\x82\x81\xa2\x61a\x00\x61a\x01\xa0"),  # equal keys
+    (CBOR, b"\x82\x80\xbf\x61a\x00\x61a\x01\xff"),  # equal keys of a map without a length
+    (CBOR, b"\x82\x81\xa2\x01\x00\xfb\x3f\xf0" + b"\x00" * 6 + b"\x01\xa0"),  # 1 and 1.0
+    (CBOR, b"\x82\x81\xd9\x01\x02\x82\x01\x01\xa0"),  # equal items of a set
     (CBOR, b"\x82\x81\x9b" + b"\xff" * 8),
     (CBOR, b"\x82\x81\x5b\x00\x00\x00\x40" + b"\x00" * 4),
     (TERMS, b"\xff\xff\xff"),
     (VALUES, b"\xff\xff\xff"),
     (VALUES, struct_pb2.ListValue(values=[struct_pb2.Value()]).SerializeToString()),
 ]
+
+
+def test_every_way_to_write_cbor_is_read():
+    pytest.importorskip("cbor2")
+    wide = b"\x9b\x00\x00\x00\x00\x00\x00\x00\x02"  # an array of 2, in 8 bytes
+    open_text = b"\x7f\x61a\x61b\xff"
+    open_bytes = b"\x5f\x41a\x41b\xff"
+    big = b"\xc2\x49\x01" + b"\x00" * 8
+    halves = b"\xf9\x3c\x00"
+    args = (
+        b"\x9f"
+        + open_text
+        + open_bytes
+        + big
+        + halves
+        + b"\xd9\xd9\xf7\x18\xff\xbf\x01\x02\xff\xff"
+    )
+    (text, data, number, half, told, table), kwargs = decode(
+        CBOR, wide + args + b"\xb8\x01\x61k\xf4"
+    )
+    assert (text, data, number, half, told) == ("ab", b"ab", 2**64, 1.0, 255)
+    assert table == {1: 2}
+    assert kwargs == {"k": False}
 
 
 @pytest.mark.parametrize(("encoding", "data"), BAD, ids=lambda each: repr(each)[:40])

@@ -104,8 +104,57 @@ def read_cbor(data: bytes | bytearray, max_depth: int) -> Any:  # noqa: ANN401
     """Read one document; raises CodecError."""
     import cbor2
 
+    data = bytes(data)
     try:
-        value = cbor2.loads(bytes(data))
+        value = cbor2.loads(data)
+        length, items = _extent(data)
     except Exception:  # tags have readers of their own in there, which raise what they like
         raise CodecError("it is no CBOR, or is nested too deep") from None
-    return checked(value, max_depth)
+    if length != len(data):
+        raise CodecError("something follows the document")
+    return checked(value, max_depth, items=items)
+
+
+_STRINGS, _ARRAY, _MAP, _TAG = (2, 3), 4, 5, 6
+_INDEFINITE, _BREAK = 31, 0xFF
+
+
+def _extent(data: bytes) -> tuple[int, int]:
+    """Tell where the first document ends, and how many items its arrays and maps have in all.
+
+    A key is one, and so is its value. cbor2 says neither: it passes over what follows, and of
+    equal keys it keeps the last. It must have read the data; others may raise anything here.
+    """
+    position, items = 0, 0
+    outer: list[tuple[int, int]] = []
+    left, counts = 1, 0  # items to come in this one (below 0: until a break), what each counts
+    while left or outer:
+        if not left:
+            left, counts = outer.pop()
+            continue
+        head = data[position]
+        position += 1
+        if head == _BREAK:
+            left = 0
+            continue
+        left -= 1
+        items += counts
+        major, number = head >> 5, head & 31
+        if number == _INDEFINITE:
+            outer.append((left, counts))
+            left, counts = -1, int(major not in _STRINGS)
+            continue
+        if number > 23:  # the number, or a float, follows
+            size = 1 << (number - 24)
+            number = int.from_bytes(data[position : position + size], "big")
+            position += size
+        if major in _STRINGS:
+            position += number
+        elif major in (_ARRAY, _MAP):
+            outer.append((left, counts))
+            left, counts = number * (2 if major == _MAP else 1), 0
+            items += left
+        elif major == _TAG:
+            outer.append((left, counts))
+            left, counts = 1, 0
+    return position, items

@@ -328,13 +328,23 @@ def _int(digits: str) -> int:
 # ---------------------------------------------------------------- what readers gave
 
 
-def checked(value: Any, max_depth: int, *, finite: bool = False) -> Any:  # noqa: ANN401
+def checked(
+    value: Any,  # noqa: ANN401
+    max_depth: int,
+    *,
+    finite: bool = False,
+    items: int | None = None,
+) -> Any:  # noqa: ANN401
     """Let through only plain values, which a reader of JSON, MessagePack or CBOR gave.
 
     Raises CodecError for others (dates, extension types, tagged values), for too deep a nesting,
     and for one container that stands in two places, of which one could make something huge.
+    `items` is how many all containers had in the document, where the reader drops equal ones.
     """
-    _Checking(max_depth, finite).look(value, 0)
+    checking = _Checking(max_depth, finite)
+    checking.look(value, 0)
+    if items is not None and checking.items != items:
+        raise CodecError("a map has two equal keys, or a set two equal items")
     return value
 
 
@@ -343,6 +353,7 @@ class _Checking:
         self._max_depth = max_depth
         self._finite = finite
         self._seen: set[int] = set()
+        self.items = 0
 
     def look(self, value: Any, depth: int) -> None:  # noqa: ANN401
         kind = type(value)
@@ -351,11 +362,13 @@ class _Checking:
                 raise CodecError("a number is too large for a float")
         elif kind is dict:
             self._enter(value, depth)
+            self.items += 2 * len(value)
             for key, item in value.items():
                 self.look(key, depth + 1)
                 self.look(item, depth + 1)
         elif kind in (list, tuple, set, frozenset):
             self._enter(value, depth)
+            self.items += len(value)
             for item in value:
                 self.look(item, depth + 1)
         elif kind not in _SCALARS:
