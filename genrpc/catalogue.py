@@ -34,7 +34,15 @@ _ALWAYS = ("node", "ping")
 
 _NEEDED = frozenset(
     {
-        *("genrpc", "grpc", "grpc_health", "grpc_reflection", "grpc_status", "google"),
+        *(
+            "genrpc",
+            "grpc",
+            "grpc_channelz",
+            "grpc_health",
+            "grpc_reflection",
+            "grpc_status",
+            "google",
+        ),
         *("dill", "cryptography", "cffi", "rich", "msgpack", "cbor2", "tomli"),
     }
 )

@@ -35,6 +35,7 @@ from genrpc.policy import Policy
 from genrpc.protocol.session import Limits
 from genrpc.settings import Settings
 from genrpc.transport.channel import Line
+from genrpc.transport.channelz import check_installed
 from genrpc.transport.dialling import Resolver
 from genrpc.transport.listening import CannotListenError, Listener
 from genrpc.transport.loop import check_may_wait, loop_thread, tell_of_forks
@@ -106,6 +107,8 @@ class Node(Caller):
     def _build(self) -> None:
         settings = self.settings
         security.check_listen_address(settings)
+        if settings.channelz:
+            check_installed()
         cookie = self._cookie = security.load_cookie(settings)
         # Settings sees to it that the three TLS files are set together.
         certificates = Certificates(settings, self.name) if settings.certfile is not None else None
@@ -120,6 +123,7 @@ class Node(Caller):
             inactivity_timeout=settings.connection_inactivity_timeout,
             # More than streams: one over max_connections is to hear why it is refused.
             max_connections=settings.max_connections + settings.max_pending_handshakes,
+            channelz=settings.channelz,
         )
         self._executor = Executor(
             thread.loop,

@@ -328,6 +328,13 @@ class Settings:
         _BOOL, True, "send the traceback of a failed function to its caller"
     )
 
+    channelz: bool = _setting(
+        _BOOL,
+        False,
+        "tell bearers of a token how gRPC's connections do (`grpc.channelz.v1`); wants the extra"
+        " `channelz`",
+    )
+
     # --- running functions
     executor: Literal["thread", "process"] = _setting(
         _EXECUTOR, "thread", "where functions run: in threads, or in worker processes"

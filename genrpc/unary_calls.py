@@ -29,6 +29,7 @@ from genrpc.security import Cookie
 from genrpc.transport import unary_messages as messages
 from genrpc.transport.bearers import Bearer, Gate
 from genrpc.transport.channel import SERVICE
+from genrpc.transport.channelz import Channelz
 from genrpc.transport.health import Health
 from genrpc.transport.reflection import Reflection
 from genrpc.transport.refusals import RefusedError
@@ -77,7 +78,13 @@ class Services:
         gate = Gate(cookie, reception.node, reception.audit)
         self.desk = UnaryDesk(reception)
         self.health = Health([SERVICE])
-        self.handlers = (UnaryService(self.desk, gate), Reflection(gate), self.health)
+        unary = UnaryService(self.desk, gate)
+        if reception.settings.channelz:
+            channelz = Channelz(gate)
+            reflection = Reflection(gate, {channelz.name: channelz.descriptor})
+            self.handlers = [unary, reflection, self.health, channelz]
+        else:
+            self.handlers = [unary, Reflection(gate), self.health]
 
 
 class UnaryDesk:

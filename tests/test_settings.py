@@ -72,6 +72,7 @@ def test_defaults_are_those_of_the_contract():
         "max_unread_reply_bytes": 1024**3,
         "insecure_listen": False,
         "send_tracebacks": True,
+        "channelz": False,
     }
     assert {name: getattr(settings, name) for name in expected} == expected
 

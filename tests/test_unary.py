@@ -22,6 +22,7 @@ from waiting import SECONDS, until
 import genrpc
 from genrpc import BadRPC, BadTCP, security, unary_calls
 from genrpc._generated.genrpc.v1 import genrpc_pb2 as pb
+from genrpc.errors import ConfigurationError
 from genrpc.neutral import documents
 from genrpc.telemetry import Audit, Counters
 from genrpc.transport import bearers, health, refusals
@@ -1098,6 +1099,52 @@ def test_reflection_shows_no_other_files_of_the_process(caller):
     # It is loaded, for Any stands in google.rpc.Status.
     response = reflect(caller, file_containing_symbol="google.rpc.Status")
     assert response.error_response.error_code == grpc.StatusCode.NOT_FOUND.value[0]
+
+
+def account(caller, method, metadata=None, **asked):
+    channelz_pb2 = pytest.importorskip("grpc_channelz.v1.channelz_pb2")
+    path = f"/grpc.channelz.v1.Channelz/{method}"
+    unary = caller.channel.unary_unary(path)
+    request = getattr(channelz_pb2, f"{method}Request")(**asked).SerializeToString()
+    metadata = caller.metadata if metadata is None else metadata
+    answer = unary(request, timeout=SECONDS, metadata=metadata)
+    return getattr(channelz_pb2, f"{method}Response").FromString(answer)
+
+
+def test_channelz_is_off_unless_it_is_asked_for(caller):
+    with pytest.raises(grpc.RpcError) as caught:
+        account(caller, "GetServers")
+    assert caught.value.code() is grpc.StatusCode.UNIMPLEMENTED
+    services = reflect(caller, list_services="").list_services_response.service
+    assert "grpc.channelz.v1.Channelz" not in {each.name for each in services}
+
+
+def test_channelz_tells_bearers_of_a_token(nodes):
+    pytest.importorskip("grpc_channelz")
+    nodes.start()
+    with Caller(nodes.start(channelz=True)) as caller:
+        (server,) = account(caller, "GetServers").server  # those of other nodes are not told of
+        asked = {"server_id": server.ref.server_id}
+        assert account(caller, "GetServer", **asked).server.data.calls_started == 2
+        (socket,) = account(caller, "GetServerSockets", **asked).socket_ref
+        assert "127.0.0.1" in socket.name
+        with pytest.raises(grpc.RpcError) as caught:
+            account(caller, "GetServer", metadata=(), **asked)
+        assert caught.value.code() is grpc.StatusCode.UNAUTHENTICATED
+        with pytest.raises(grpc.RpcError, match="no channel, server or socket") as caught:
+            account(caller, "GetServer", server_id=2**40)
+        assert caught.value.code() is grpc.StatusCode.NOT_FOUND
+        services = reflect(caller, list_services="").list_services_response.service
+        assert "grpc.channelz.v1.Channelz" in {each.name for each in services}
+        for symbol in ("grpc.channelz.v1.Channelz", "google.protobuf.Int64Value"):
+            response = reflect(caller, file_containing_symbol=symbol)
+            assert response.file_descriptor_response.file_descriptor_proto
+
+
+def test_channelz_without_its_package_is_said(nodes, monkeypatch):
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    with pytest.raises(ConfigurationError, match=r"install genrpc\[channelz\]"):
+        nodes.start(channelz=True)
 
 
 def test_other_methods_are_unimplemented(caller):

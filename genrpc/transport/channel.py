@@ -19,7 +19,7 @@ class Line:
     A frozen peer is noticed after keepalive_interval + keepalive_timeout at the latest. The rest
     is for listeners: a connection must have spoken TLS and HTTP/2 within handshake_timeout, and
     is closed when it had no stream for inactivity_timeout; one over max_connections is closed as
-    soon as it is accepted.
+    soon as it is accepted. With `channelz` gRPC keeps account of it.
     """
 
     max_frame_bytes: int
@@ -28,6 +28,7 @@ class Line:
     handshake_timeout: float = 5.0
     inactivity_timeout: float | None = None
     max_connections: int | None = None
+    channelz: bool = False
 
 
 _FOR_EVER = 2**31 - 1
@@ -50,6 +51,7 @@ def _common(line: Line) -> Options:
         # its size: 300 kB from a stranger became 300 MB.
         ("grpc.compression_enabled_algorithms_bitset", 1),
         ("grpc.max_send_message_length", -1),
+        ("grpc.enable_channelz", int(line.channelz)),
         ("grpc.keepalive_time_ms", _milliseconds(line.keepalive_interval)),
         ("grpc.keepalive_timeout_ms", timeout),
         # Without this one a frozen peer is noticed only after a minute.

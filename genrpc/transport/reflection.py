@@ -6,7 +6,8 @@ services, which are nobody's business here. For the loop thread.
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterable, Mapping
+from types import MappingProxyType
 from typing import Any
 
 import grpc
@@ -32,9 +33,12 @@ _METHODS = (
 class Reflection(grpc.GenericRpcHandler):  # type: ignore[misc]  # grpc has no types
     """Tells bearers of a token what the server serves."""
 
-    def __init__(self, gate: Gate) -> None:
+    def __init__(self, gate: Gate, more: Mapping[str, Any] = MappingProxyType({})) -> None:
+        """`more` has the names of further services, with the descriptors of their files."""
         self._gate = gate
-        self._servicer = reflection.aio.ReflectionServicer(SERVICES, pool=_shown())
+        self._servicer = reflection.aio.ReflectionServicer(
+            (*SERVICES, *more), pool=_shown(more.values())
+        )
         self._handler = grpc.stream_stream_rpc_method_handler(
             self._info,
             request_deserializer=reflection_pb2.ServerReflectionRequest.FromString,
@@ -51,7 +55,7 @@ class Reflection(grpc.GenericRpcHandler):  # type: ignore[misc]  # grpc has no t
             yield response
 
 
-def _shown() -> descriptor_pool.DescriptorPool:
+def _shown(more: Iterable[Any]) -> descriptor_pool.DescriptorPool:
     pool = descriptor_pool.DescriptorPool()
     added: set[str] = set()
 
@@ -65,4 +69,6 @@ def _shown() -> descriptor_pool.DescriptorPool:
     # The last one stands in statuses, for tools that show what is in them.
     for module in (pb, health_pb2, reflection_pb2, error_details_pb2):
         add(module.DESCRIPTOR)
+    for file in more:
+        add(file)
     return pool
