@@ -348,6 +348,13 @@ def checked(
     return value
 
 
+def _check_unicode(text: str) -> None:
+    try:
+        text.encode()
+    except UnicodeEncodeError:  # JSON has escapes for such
+        raise CodecError("a text has a lone surrogate, which is no Unicode") from None
+
+
 class _Checking:
     def __init__(self, max_depth: int, finite: bool) -> None:
         self._max_depth = max_depth
@@ -360,6 +367,9 @@ class _Checking:
         if kind is float:
             if self._finite and not math.isfinite(value):
                 raise CodecError("a number is too large for a float")
+        elif kind is str:
+            if not value.isascii():
+                _check_unicode(value)
         elif kind is dict:
             self._enter(value, depth)
             self.items += 2 * len(value)
