@@ -347,7 +347,7 @@ def _arguments(mfa: Any) -> tuple[int, bytes, list[bytes]]:  # noqa: ANN401  # o
 def _encoded(encoded: Any) -> tuple[int, bytes, list[bytes]]:  # noqa: ANN401  # of unary_messages
     number = neutral.encoding_of(encoded.content_type)
     if number is None:
-        if encoded.content_type.startswith(PICKLE):
+        if encoded.content_type.strip().lower().startswith(PICKLE):
             raise RefusedError("bad_arguments", _NO_PICKLE)
         known = ", ".join(neutral.CONTENT_TYPES.values())
         raise RefusedError(

@@ -519,6 +519,12 @@ def test_a_missing_package_is_said(caller, monkeypatch):
     assert "genrpc[msgpack]" in refused(caller, HERE, "echo", reply_encoding=number, **UNKNOWN)
 
 
+def test_a_pickle_is_refused_by_its_name_in_any_case(caller):
+    for content_type in ("application/x-python-pickle", " Application/X-Python-Pickle"):
+        encoded = pb.Encoded(content_type=content_type, data=b".")
+        assert "Pickles are not taken" in refused(caller, HERE, "echo", encoded=encoded, **UNKNOWN)
+
+
 def test_no_pickle_is_decoded_whatever_field_it_is_in(caller):
     for protocol in (2, 5):
         trap = pickle.dumps(([Trap()], {}), protocol)
