@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shlex
+import sys
 from argparse import Namespace
 from typing import TYPE_CHECKING
 
@@ -16,6 +17,7 @@ if TYPE_CHECKING:
 _DETAILS = """\
 Without a node it prints genrpc.proto, from which other languages generate their code. With one,
 it prints a grpcurl command that calls the function; run it where the cookie is, for the token.
+Arguments that JSON of other languages would change, as 2**53 + 1, are written as terms.
 
 examples:
   genrpc proto > genrpc.proto
@@ -79,9 +81,7 @@ def _grpcurl(args: Namespace) -> list[str]:
         raise UsageError(f"{args.node}: {message_of(exc.value)}") from None
     module, function = args.target
     positional, named = values(args.args, args.kw)
-    mfa: dict[str, object] = {"module": module, "function": function, "args": positional}
-    if named:
-        mfa["kwargs"] = named
+    mfa = {"module": module, "function": function, **_arguments(positional, named)}
     return [
         "grpcurl",
         *_transport(settings, destination.node),
@@ -92,6 +92,39 @@ def _grpcurl(args: Namespace) -> list[str]:
         f"{bracketed(host)}:{port}",
         "genrpc.v1.NodeService/Call",
     ]
+
+
+def _arguments(positional: list[object], named: dict[str, object]) -> dict[str, object]:
+    """Write them as JSON-like values if these hold them exactly, else as terms."""
+    from genrpc import neutral
+    from genrpc.errors import CodecError
+
+    limits = {"max_depth": sys.getrecursionlimit(), "max_bytes": sys.maxsize}
+    try:
+        neutral.encode_value(neutral.VALUES, [positional, named], **limits)
+    except CodecError:
+        pass
+    else:
+        return {"args": positional, **({"kwargs": named} if named else {})}
+
+    from google.protobuf import json_format
+
+    from genrpc._generated.genrpc.v1 import genrpc_pb2 as pb
+
+    def term(value: object) -> pb.Term:
+        return pb.Term.FromString(neutral.encode_value(neutral.TERMS, value, **limits))
+
+    try:
+        terms = pb.Terms(
+            args=[term(value) for value in positional],
+            kwargs={name: term(value) for name, value in named.items()},
+        )
+    except CodecError:
+        raise UsageError(
+            "no grpcurl command has such arguments: they are nested too deep, or a text of them"
+            " is no Unicode"
+        ) from None
+    return {"terms": json_format.MessageToDict(terms, preserving_proto_field_name=True)}
 
 
 def _transport(settings: Settings, name: str) -> list[str]:

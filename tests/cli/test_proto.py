@@ -4,6 +4,8 @@ import json
 import shlex
 from importlib import resources
 
+import pytest
+
 
 def test_proto_prints_the_file_that_is_shipped(cli):
     package = resources.files("genrpc._generated.genrpc.v1")
@@ -27,6 +29,29 @@ def test_proto_prints_a_command_for_the_shell(cli, node):
             "kwargs": {"a": 1},
         }
     }
+
+
+@pytest.mark.parametrize(
+    ("argument", "term"),
+    [
+        (str(2**53 + 1), {"int_value": str(2**53 + 1)}),
+        (str(-(10**30)), {"big_int_value": str(-(10**30))}),
+        ("1e400", {"float_value": "Infinity"}),
+    ],
+)
+def test_proto_writes_what_json_would_change_as_terms(cli, argument, term):
+    done = cli("proto", "a@h:1", "cli_targets.echo", argument, "--kw", f"a=[{argument}]", "--json")
+    words = json.loads(done.stdout)["argv"]
+    mfa = json.loads(words[words.index("-d") + 1])["mfa"]
+    assert mfa["terms"] == {"args": [term], "kwargs": {"a": {"list_value": {"items": [term]}}}}
+    assert not mfa.keys() & {"args", "kwargs"}
+
+
+def test_proto_tells_of_arguments_that_no_command_has(cli):
+    for argument in ('"\\ud800"', "[" * 60 + "]" * 60):
+        done = cli("proto", "a@h:1", "math.sqrt", argument)
+        assert done.returncode == 2
+        assert "no grpcurl command" in done.stderr
 
 
 def test_proto_finds_a_node_by_its_name(cli, node):
