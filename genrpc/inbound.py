@@ -273,7 +273,8 @@ class Reception:
             self.refused_target(call, caller, "unauthorized")
         elif reason == _TOO_LARGE:
             # What a unary method answers is one frame.
-            limit = "max_message_bytes" if caller.session else "max_frame_bytes"
+            narrow = self.settings.max_message_bytes < self.settings.max_frame_bytes
+            limit = "max_message_bytes" if caller.session or narrow else "max_frame_bytes"
             self.hit_limit(call, caller, limit)
         elif reason == _BAD_ARGUMENTS and b"max_depth" in head:
             self.hit_limit(call, caller, "max_depth")

@@ -24,7 +24,15 @@ from genrpc.errors import BadRPC, RemoteExit, message_of
 from genrpc.executor import UnaryCall
 from genrpc.inbound import Caller, Reception
 from genrpc.names import check_target
-from genrpc.protocol.pending import CALL, CAST, ERROR, ORDERED_CAST, IncomingCall, Target
+from genrpc.protocol.pending import (
+    CALL,
+    CAST,
+    ERROR,
+    ORDERED_CAST,
+    IncomingCall,
+    Target,
+    payload_size,
+)
 from genrpc.security import Cookie
 from genrpc.transport import unary_messages as messages
 from genrpc.transport.bearers import Bearer, Gate
@@ -119,7 +127,9 @@ class UnaryDesk:
         answered = _Answered(self._reception, caller)
         call.sink = answered
         settings = self._reception.settings
-        call.max_reply_bytes = max(0, settings.max_frame_bytes - ENVELOPE_BYTES)
+        call.max_reply_bytes = min(
+            settings.max_message_bytes, max(0, settings.max_frame_bytes - ENVELOPE_BYTES)
+        )
         self._reception.executor.submit(call)
         try:
             _, outcome, head, _ = await answered.reply
@@ -166,6 +176,13 @@ class UnaryDesk:
     # ------------------------------------------------------------ what both need
 
     def _admit(self, call: UnaryCall, caller: Caller) -> None:
+        most = self._reception.settings.max_message_bytes
+        if (size := payload_size(call.head, call.buffers)) > most:
+            self._reception.hit_limit(call, caller, "max_message_bytes")
+            raise RefusedError(
+                "too_large",
+                f"The arguments have {size} bytes, over the node's max_message_bytes ({most}).",
+            )
         refusal = self._reception.refusal(call, caller)
         if refusal is not None:
             raise _refusal(codec.decode_error(refusal, pickles=False))

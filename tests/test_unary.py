@@ -301,6 +301,20 @@ def test_results_that_do_not_fit_say_what_would(caller, module, function, args, 
     assert words in error.message
 
 
+def test_the_limit_of_messages_holds_below_that_of_frames(nodes):
+    with Caller(nodes.start(max_message_bytes=1000)) as caller:
+        data = pb.Terms(args=[pb.Term(string_value="x" * 900)])
+        assert caller.call(HERE, "echo", terms=data).result.term.string_value == "x" * 900
+        data.args[0].string_value = "x" * 1000
+        words = refused(
+            caller, HERE, "echo", terms=data, code="RESOURCE_EXHAUSTED", reason="TOO_LARGE"
+        )
+        assert "max_message_bytes (1000)" in words
+        error = caller.error(HERE, "sized", [1001])
+        assert error.reason == pb.ERROR_REASON_TOO_LARGE
+        assert error.execution == pb.EXECUTION_FINISHED
+
+
 def test_results_are_limited_in_size(nodes):
     limit = 65_536
     with Caller(nodes.start(max_frame_bytes=limit)) as caller:
