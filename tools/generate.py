@@ -32,7 +32,7 @@ PROTOS = ROOT / "protos"
 GENERATED = ROOT / "generated"
 
 # All three decide what is written; a floating one would fail the check some day.
-TOOLS = ("grpcio-tools==1.78.0", "mypy-protobuf==5.1.0", "protobuf==6.33.6")
+TOOLS = ("grpcio-tools==1.80.0", "mypy-protobuf==5.1.0", "protobuf==6.33.6")
 
 INIT = '''"""Generated from protos/ by tools/generate.py. Do not edit."""\n'''
 

@@ -5,7 +5,7 @@ import warnings
 
 from . import genrpc_pb2 as genrpc_dot_v1_dot_genrpc__pb2
 
-GRPC_GENERATED_VERSION = '1.78.0'
+GRPC_GENERATED_VERSION = '1.80.0'
 GRPC_VERSION = grpc.__version__
 _version_not_supported = False
 
