@@ -344,18 +344,24 @@ class InboundStream:
             idle_timeout=settings.server_inactivity_timeout,
             max_age=settings.max_connection_age,
         )
-        self._is_proved = False
+        self._is_open, self._is_proved = True, False
         self.mailbox: Mailbox[Ended] = Mailbox(reception.loop, self._woken, reception.wake)
         self.pump: Pump[Ended] = Pump(reception.loop, self.session, self, self.mailbox)
 
     def _woken(self) -> None:
-        if not self.pump.over:
+        if self._is_open:
             self.pump.flush()
-            return
-        while True:  # the stream is gone, and its calls still end, one by one
+        else:
+            self._see_calls_end()
+
+    def _see_calls_end(self) -> None:
+        """The stream is gone, and its calls still end, one by one."""
+        while True:
             self.take_in(self.mailbox.take(), 0.0)
             if self.mailbox.rest():
-                return
+                break
+        if not self.session.is_owed:
+            self.mailbox.close()
 
     def take_in(self, items: Sequence[Ended], now: float) -> None:
         """Calls have ended."""
@@ -386,6 +392,9 @@ class InboundStream:
                 self._reception.shaken(self)
             self._reception.left(self)
             self._log_end(event)
+            self._is_open = False
+            self.pump.detach_mailbox()
+            self._see_calls_end()
 
     def refuse(self, limit: str, message: str) -> None:
         """End the handshake because of a limit."""

@@ -161,6 +161,10 @@ class _Bell:
         os.close(self.descriptor)
 
 
+def _nobody_looks() -> None:
+    pass
+
+
 class Mailbox(Generic[T]):
     """Many threads post, one loop thread takes; it calls `wake` when something has come.
 
@@ -179,7 +183,7 @@ class Mailbox(Generic[T]):
         self.items: deque[T] = deque()
         self._loop = loop
         self._soon = soon or loop.call_soon_threadsafe
-        self._wake = wake
+        self._wake: Callable[[], object] = wake
         self.awake = False
 
     def __len__(self) -> int:
@@ -197,6 +201,10 @@ class Mailbox(Generic[T]):
         items = self.items
         popleft = items.popleft
         return [popleft() for _ in range(len(items))]
+
+    def close(self) -> None:
+        """Nothing is posted any more: let go of who looks into it."""
+        self._wake = _nobody_looks
 
     def put_back(self, items: Sequence[T]) -> None:
         """Put items that were taken before all others again; on the loop thread."""

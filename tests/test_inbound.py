@@ -1,9 +1,11 @@
 """What a node does with the calls that come in: admits, refuses, counts, and ends cleanly."""
 
 import contextlib
+import gc
 import logging
 import queue
 import threading
+import weakref
 
 import grpc
 import pytest
@@ -92,6 +94,31 @@ def test_nothing_counts_any_more_when_a_stream_was_lost_with_calls_running(nodes
     assert b._reception.running == 3
     GATE.set()
     until(lambda: is_at_rest(b))
+
+
+@pytest.fixture
+def no_collector():
+    gc.collect()
+    gc.disable()
+    yield
+    gc.enable()
+
+
+@pytest.mark.parametrize("running", [0, 3])
+def test_ended_stream_leaves_nothing_to_the_collector(nodes, no_collector, running):
+    a, b = nodes.start("a"), nodes.start("b")
+    erpc.call(b.name, HERE, "add", [1, 2], via=a)
+    keys = [erpc.async_call(b.name, HERE, "wait_at_gate", via=a) for _ in range(running)]
+    rpc.cast(b.name, HERE, "wait_at_gate", via=a)
+    for _ in range(running + 1):
+        BEGUN.get(timeout=SECONDS)
+    streams = [weakref.ref(stream) for stream in b._reception.streams]
+    assert len(streams) == 1
+    a.stop(0)
+    until(lambda: not b._reception.streams)
+    GATE.set()
+    until(lambda: is_at_rest(b) and streams[0]() is None)
+    del keys
 
 
 def test_nothing_counts_any_more_when_replies_waited_for_a_stream_that_was_lost(nodes, monkeypatch):

@@ -124,6 +124,11 @@ class ServerSession(Session):
 
     # ------------------------------------------------------------ what the owner does
 
+    @property
+    def is_owed(self) -> bool:
+        """Whether calls or casts have yet to end."""
+        return bool(self.running or self._casts_open)
+
     def reply_all(self, items: Sequence[Ended]) -> None:
         """As `reply`, for all that have ended: the usual ones by hand, in one loop."""
         running, waiting = self.running, self._replies

@@ -205,6 +205,10 @@ class Pump(Generic[T]):
             self._stream = None
         if self._mailbox is not None:
             self._mailbox.hand_over()
+            self._mailbox = None
+        # No circle may be left: strangers' streams come and go faster than the collector does,
+        # which knows nothing of what gRPC keeps for each.
+        del self._owner
 
     def _arm(self) -> None:
         deadline = self.session.next_deadline()
