@@ -1,10 +1,15 @@
 """The environment of every test: no settings of the machine's, a home of its own."""
 
+import logging
 import os
 from collections.abc import Iterator
 
 import pytest
 from nodes import Nodes
+
+# With DEBUG, grpcio logs a server that was never stopped while it is deallocated; who keeps the
+# record, as pytest does, then has a server that is no more, and the process crashes.
+logging.getLogger("grpc._cython.cygrpc").setLevel(logging.INFO)
 
 
 @pytest.fixture(scope="session", autouse=True)

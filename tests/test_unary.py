@@ -15,7 +15,7 @@ import pytest
 from google.rpc import error_details_pb2, status_pb2
 from grpc_health.v1 import health_pb2
 from grpc_reflection.v1alpha import reflection_pb2
-from nodes import is_at_rest
+from nodes import COOKIE, is_at_rest
 from unary import Caller, Refused, mfa_for, plain, request_for, token_for
 from waiting import SECONDS, until
 
@@ -1339,7 +1339,7 @@ class Stream:
             pb.ConnectResponse.FromString,
         )
         self._answers = method(iter(self._frames.get, None), timeout=SECONDS)
-        key = security.Cookie("0123456789abcdef0123456789abcdef").key
+        key = security.Cookie(COOKIE).key
         hello = pb.Hello(
             revision_max=1,
             revision_min=1,
