@@ -101,7 +101,8 @@ def test_dials_that_failed_or_were_given_up_leave_their_turn_to_others(
             keys = [erpc.async_call(("c@127.0.0.1", n), HERE, "echo", via=a) for n in range(8)]
             assert {key.exception(SECONDS).execution for key in keys} == {"not_started"}
     nodes.addresses["c@127.0.0.1"] = nodes.addresses[b.name]
-    assert rpc.call("c@127.0.0.1", HERE, "echo", [5], via=a) == BadRPC("badnode")
+    # On a busy machine, one dial may need more than its 0.2 s.
+    until(lambda: rpc.call("c@127.0.0.1", HERE, "echo", [5], via=a) == BadRPC("badnode"))
 
 
 def test_failed_dial_fails_all_that_waited_for_it_with_one_reason(nodes, closed_port):
