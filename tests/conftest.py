@@ -2,6 +2,7 @@
 
 import logging
 import os
+import signal
 from collections.abc import Iterator
 
 import pytest
@@ -10,6 +11,10 @@ from nodes import Nodes
 # With DEBUG, grpcio logs a server that was never stopped while it is deallocated; who keeps the
 # record, as pytest does, then has a server that is no more, and the process crashes.
 logging.getLogger("grpc._cython.cygrpc").setLevel(logging.INFO)
+
+# What a shell runs with `&` ignores Ctrl-C, and so would all processes that tests start.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(scope="session", autouse=True)

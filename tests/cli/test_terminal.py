@@ -4,7 +4,6 @@ import contextlib
 import fcntl
 import importlib.util
 import os
-import signal
 import subprocess
 import termios
 
@@ -14,11 +13,6 @@ from conftest import COMMAND, SECONDS, environment
 HAS_RICH = importlib.util.find_spec("rich") is not None
 DEAD = "dead@127.0.0.1:1"
 CHECK, CROSS = "✓", "✗"
-
-
-def take_terminal() -> None:
-    fcntl.ioctl(0, termios.TIOCSCTTY, 0)
-    signal.signal(signal.SIGINT, signal.SIG_DFL)  # what a shell runs with `&` ignores it
 
 
 class Terminal:
@@ -34,7 +28,7 @@ class Terminal:
             stdout=slave,
             stderr=slave,
             start_new_session=True,
-            preexec_fn=take_terminal,
+            preexec_fn=lambda: fcntl.ioctl(0, termios.TIOCSCTTY, 0),
         )
         os.close(slave)
         self.text = ""
