@@ -38,7 +38,7 @@ from genrpc.protocol.pending import (
     Target,
 )
 from genrpc.protocol.server_session import Identity, ServerSession
-from genrpc.protocol.session import Authenticator, Limits
+from genrpc.protocol.session import Authenticator, Limits, Phase
 from genrpc.settings import Settings
 from genrpc.telemetry import Audit, Counters, RateLimitedLog, origin_of
 from genrpc.transport.pump import AnyStream, Pump
@@ -344,15 +344,15 @@ class InboundStream:
             idle_timeout=settings.server_inactivity_timeout,
             max_age=settings.max_connection_age,
         )
-        self._is_open, self._is_proved = True, False
+        self._is_proved = False
         self.mailbox: Mailbox[Ended] = Mailbox(reception.loop, self._woken, reception.wake)
         self.pump: Pump[Ended] = Pump(reception.loop, self.session, self, self.mailbox)
 
     def _woken(self) -> None:
-        if self._is_open:
-            self.pump.flush()
-        else:
+        if self.session.phase is Phase.CLOSED:
             self._see_calls_end()
+        else:
+            self.pump.flush()
 
     def _see_calls_end(self) -> None:
         """The stream is gone, and its calls still end, one by one."""
@@ -392,7 +392,6 @@ class InboundStream:
                 self._reception.shaken(self)
             self._reception.left(self)
             self._log_end(event)
-            self._is_open = False
             self.pump.detach_mailbox()
             self._see_calls_end()
 

@@ -108,7 +108,8 @@ def no_collector():
 def test_ended_stream_leaves_nothing_to_the_collector(nodes, no_collector, running):
     a, b = nodes.start("a"), nodes.start("b")
     erpc.call(b.name, HERE, "add", [1, 2], via=a)
-    keys = [erpc.async_call(b.name, HERE, "wait_at_gate", via=a) for _ in range(running)]
+    for _ in range(running):
+        erpc.async_call(b.name, HERE, "wait_at_gate", via=a)
     rpc.cast(b.name, HERE, "wait_at_gate", via=a)
     for _ in range(running + 1):
         BEGUN.get(timeout=SECONDS)
@@ -118,7 +119,6 @@ def test_ended_stream_leaves_nothing_to_the_collector(nodes, no_collector, runni
     until(lambda: not b._reception.streams)
     GATE.set()
     until(lambda: is_at_rest(b) and streams[0]() is None)
-    del keys
 
 
 def test_nothing_counts_any_more_when_replies_waited_for_a_stream_that_was_lost(nodes, monkeypatch):

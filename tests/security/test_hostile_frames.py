@@ -412,7 +412,7 @@ class HostileServer(Hostile):
         self.session = ClientSession(
             Route(ALPHA, BETA), CookieAuthenticator(KEY), LIMITS, connect_deadline=5.0
         )
-        self.opened = self.proved = self.is_odd = False
+        self.opened = self.proved = False
         self.hello: pb.Hello | None = None
         self.challenge: pb.Challenge | None = None
         self.ends: dict[int, int] = {}
