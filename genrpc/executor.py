@@ -3,6 +3,7 @@
 `submit` and `cancel` are for the loop thread; functions run on the threads of a worker pool, in
 worker processes (`genrpc.processes`), on the coroutine thread, or, if they were declared
 non-blocking, on the loop thread itself. Whatever a function raises becomes a reply.
+Over 400 lines, since all ways to run a function share its lanes, deadlines and cancelling.
 """
 
 from __future__ import annotations

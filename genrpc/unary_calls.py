@@ -3,6 +3,7 @@
 They go through the same reception and executor as calls that come by a stream: the policy, the
 number of calls (a token is a peer of its own), draining and counters. Their arguments and results
 are never pickles, nor looked at here. All of it is for the loop thread.
+Over 400 lines, since each way in has its own reading and its own errors, and all share the rest.
 """
 
 from __future__ import annotations

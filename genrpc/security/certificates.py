@@ -8,6 +8,7 @@ of the hosts that it names. Wildcards are not understood.
 cryptography, ipaddress and urllib are imported by the functions that need them: most nodes
 have no TLS, and `import genrpc` must stay cheap.
 Files and the clock are read here, so this belongs into a starting thread, not on the loop.
+Over 400 lines, since what is made has to pass what is checked: the rules stand side by side.
 """
 
 from __future__ import annotations
