@@ -2,11 +2,13 @@
 
 Noise, HTTP/2 frames at random, good conversations with bytes changed, and what an authenticated
 peer must not send; in the clear and to a node with TLS. After each batch an honest peer gets its
-answer; in the end memory and descriptors are what they were.
+answer; in the end memory and descriptors are what they were. In the long form, strangers say the
+same to a server that is grpcio alone, and what that one grows by is not held against the node.
 """
 
 from __future__ import annotations
 
+import contextlib
 import random
 import select
 import socket
@@ -17,8 +19,9 @@ from pathlib import Path
 
 import pytest
 from nodes import COOKIE
+from plain_server import PlainServer, plain_server
 from raw_http2 import CONNECT, DATA, Line, Socket, frame, message, opening, request
-from scale import count, patient, seeded
+from scale import LONG, count, patient, seeded
 from victim import NAME, Victim, victim
 from waiting import until
 
@@ -159,30 +162,62 @@ def received(line: Socket) -> bytes:
 
 
 class Steady:
-    """Whether the node's memory and descriptors stay what they were after its first batch."""
+    """Whether the node's memory and descriptors stay what they were after its first batch.
 
-    def __init__(self, node: Victim) -> None:
+    With `plain`, it may grow by what that one has grown by, which heard the same.
+    """
+
+    def __init__(self, node: Victim, plain: PlainServer | None = None) -> None:
         self._node = node
-        self._memory = self._descriptors = 0
+        self._plain = plain
+        self._memory = self._plain_memory = self._descriptors = 0
+        self._grown = self._plain_grown = 0
 
     def look(self) -> None:
         node = self._node
         assert node.is_alive()
         until(node.is_alone)
+        memory = node.memory()
+        plain_memory = 0 if self._plain is None else self._plain.memory()
         if not self._memory:
-            self._memory, self._descriptors = node.memory(), node.descriptors()
+            self._memory, self._plain_memory = memory, plain_memory
+            self._descriptors = node.descriptors()
             return
         until(lambda: node.descriptors() <= self._descriptors)
-        assert node.memory() - self._memory < KEPT_MEMORY
+        self._grown, self._plain_grown = memory - self._memory, plain_memory - self._plain_memory
+        assert self._grown - max(0, self._plain_grown) < KEPT_MEMORY
+
+    def tell(self) -> None:
+        """Print what a long run is for."""
+        beside = f"; plain grpcio: {self._plain_grown:,}" if self._plain is not None else ""
+        print(f"bytes by which the node grew: {self._grown:,}{beside}")
 
 
-def in_batches(node: Victim, total: int, round_of: Callable[[], None]) -> None:
-    steady, said = Steady(node), 0
+def in_batches(
+    node: Victim, total: int, round_of: Callable[[], None], plain: PlainServer | None = None
+) -> None:
+    steady, said = Steady(node, plain), 0
     while said < total + BATCH:  # the first is what the node is compared with
         for _ in range(BATCH // AT_ONCE):
             round_of()
         said += BATCH
         steady.look()
+    steady.tell()
+
+
+def hear_noise(
+    node: Victim, total: int, kinds: Sequence[Kind], purpose: str, **certificate: str
+) -> None:
+    """Let strangers make noise, in the long form to a plain server as well."""
+    draw, again = seeded(purpose), seeded(purpose)
+    with plain_server(**certificate) if LONG else contextlib.nullcontext() as plain:
+
+        def say_all() -> None:
+            say(node.address, kinds, draw)
+            if plain is not None:
+                say(plain.address, kinds, again)
+
+        in_batches(node, total, say_all, plain)
 
 
 # ---------------------------------------------------------------- the tests
@@ -202,22 +237,19 @@ def test_request_for_a_method_that_is_no_text_harms_nobody():
 
 
 def test_strangers_noise_in_the_clear_leaves_nothing_behind():
-    draw = seeded("noise in the clear")
     with victim(**MANY, **LISTED) as node:
-        total = CONVERSATIONS * 7 // 10
-        in_batches(node, total, lambda: say(node.address, IN_THE_CLEAR, draw))
+        hear_noise(node, CONVERSATIONS * 7 // 10, IN_THE_CLEAR, "noise in the clear")
         assert node.ask("report")["canary"] is None
 
 
 def test_strangers_noise_to_a_node_with_tls_leaves_nothing_behind(tmp_path: Path):
     """Before the handshake: noise, no TLS at all, and the hellos of TLS with bytes changed."""
-    draw = seeded("noise to TLS")
     server, _ = certificates(tmp_path)
     own = certificates_of(tmp_path, "peer@127.0.0.1")
     with victim(own, **MANY, **LISTED, **server) as node:
         hello = recorded_hello(node)
         kinds = (noise, mutated, lambda draw: altered(draw, hello), lambda draw: hello)
-        in_batches(node, CONVERSATIONS * 2 // 10, lambda: say(node.address, kinds, draw))
+        hear_noise(node, CONVERSATIONS * 2 // 10, kinds, "noise to TLS", **server)
 
 
 def test_authenticated_peers_nonsense_leaves_nothing_behind():
