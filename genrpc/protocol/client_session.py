@@ -547,28 +547,26 @@ class ClientSession(Session):
         return calls
 
     def _next_casts(self, calls: list[Call], size: int) -> None:
-        casts = self._casts
-        while (
-            casts
-            and len(calls) < MAX_CALLS_IN_FRAME
-            and size < self._inline_bytes
-            and self._casts_open < self._cast_window
-        ):
+        casts, sent = self._casts, 0
+        room = self._cast_window - self._casts_open
+        limit = self._inline_bytes
+        while casts and sent < room and len(calls) < MAX_CALLS_IN_FRAME and size < limit:
             call = casts[0]
             ordered = call.kind == ORDERED_CAST
             if ordered and self._ordered_transfer is not None:
                 break  # the order would be lost
             casts.popleft()
             self._cast_bytes -= call.size
-            if not call.is_large:
+            if not (call.buffers or call.size > INLINE_BYTES):  # is_large, by hand
                 size += call.size
                 calls.append(call)
-                self._casts_open += 1
+                sent += 1
             elif self._begin_transfer(call):
-                self._casts_open += 1
+                sent += 1
                 self._cast_transfers[call.id] = call
                 if ordered:
                     self._ordered_transfer = call
+        self._casts_open += sent
 
     def _write_calls(self, batch: pb.CallBatch, calls: list[Call], now: float) -> None:
         # One pass by hand and plain lists: this loop is most of what a call costs here.

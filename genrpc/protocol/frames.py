@@ -199,7 +199,7 @@ def _parsed(kind: type[Parsed], data: bytes) -> Parsed:
 
 def fill(values: Sequence[Number], default: Number) -> Sequence[Number]:
     """Leave an array out of the frame if all its entries are the default."""
-    return values if any(value != default for value in values) else ()
+    return () if values.count(default) == len(values) else values
 
 
 def aligned(array: Sequence[Number], count: int, default: Number) -> Sequence[Number]:
