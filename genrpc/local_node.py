@@ -121,6 +121,7 @@ class Node(Caller):
             settings.keepalive_timeout,
             handshake_timeout=settings.handshake_timeout,
             inactivity_timeout=settings.connection_inactivity_timeout,
+            max_age=settings.max_connection_age,
             # More than streams: one over max_connections is to hear why it is refused.
             max_connections=settings.max_connections + settings.max_pending_handshakes,
             channelz=settings.channelz,

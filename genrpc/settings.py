@@ -301,7 +301,7 @@ class Settings:
         _SPAN, 60.0, "a connection without a stream or request is closed after it", none="never"
     )
     max_connection_age: float | None = _setting(
-        _SPAN, None, "a stream is replaced when so old", none="never"
+        _SPAN, None, "a stream, or connection, is replaced when so old", none="never"
     )
 
     # --- who may do what
@@ -408,10 +408,9 @@ class Settings:
         """Say where the value of `name` came from, in words for a message."""
         return self._sources.get(name, _DEFAULT)
 
-    def limits(self) -> dict[str, float]:
-        """Give what callers are held to, in seconds, bytes or counts; without what is not set."""
-        values = {name: getattr(self, name) for name in _LIMITS}
-        return {name: value for name, value in values.items() if value is not None}
+    def limits(self) -> dict[str, float | None]:
+        """Give what callers are held to, in seconds, bytes or counts; None: no limit."""
+        return {name: getattr(self, name) for name in LIMITS}
 
     @staticmethod
     def describe() -> list[Description]:
@@ -457,7 +456,7 @@ _KNOWN: Final[dict[str, _Setting]] = {
 
 
 #: What callers may meet; each has its answer in the tests.
-_LIMITS: Final = (
+LIMITS: Final = (
     "max_message_bytes",
     "max_frame_bytes",
     "max_calls",

@@ -307,7 +307,11 @@ class UnaryDesk:
             calls_running=busy["running"],
             calls_queued=busy["queued"],
             calls_total=_outcomes(reception.counters.snapshot()),
-            limits=reception.settings.limits(),
+            limits={
+                name: value
+                for name, value in reception.settings.limits().items()
+                if value is not None
+            },
         )
         status.uptime.FromNanoseconds(int((self._loop.time() - self._started_at) * 1e9))
         return status

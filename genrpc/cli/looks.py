@@ -14,6 +14,7 @@ from genrpc.cli.acting import acting, timeout_of
 from genrpc.cli.arguments import Command, Parser, node
 from genrpc.errors import CallError
 from genrpc.names import parse_destination
+from genrpc.settings import LIMITS
 
 if TYPE_CHECKING:
     from genrpc._generated.genrpc.v1 import genrpc_pb2 as pb
@@ -110,7 +111,8 @@ def _status(args: Namespace) -> int:
             print(name.replace("_", " "))
             inner = max(map(len, value), default=0)
             for counted, number in value.items():
-                print(f"  {counted:<{inner}}  {number:>14,}")
+                shown = "none" if number is None else f"{number:,}"
+                print(f"  {counted:<{inner}}  {shown:>14}")
         else:
             print(f"{name.replace('_', ' '):<{width}}  {_in_words(name, value)}")
     return codes.OK
@@ -127,11 +129,16 @@ def _facts(status: pb.GetStatusResponse) -> dict[str, Any]:
         "calls_running": status.calls_running,
         "calls_queued": status.calls_queued,
         "calls_total": dict(sorted(status.calls_total.items())),
-        "limits": {
-            name: int(value) if value.is_integer() else value
-            for name, value in sorted(status.limits.items())
-        },
+        "limits": _limits(status),
     }
+
+
+def _limits(status: pb.GetStatusResponse) -> dict[str, float | None]:
+    """The limits by name; None for those that we know and the node does not hold callers to."""
+    limits: dict[str, float | None] = dict.fromkeys(LIMITS)
+    for name, value in status.limits.items():
+        limits[name] = int(value) if value.is_integer() else value
+    return dict(sorted(limits.items()))
 
 
 def _in_words(name: str, value: object) -> str:

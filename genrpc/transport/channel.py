@@ -18,8 +18,9 @@ class Line:
 
     A frozen peer is noticed after keepalive_interval + keepalive_timeout at the latest. The rest
     is for listeners: a connection must have spoken TLS and HTTP/2 within handshake_timeout, and
-    is closed when it had no stream for inactivity_timeout; one over max_connections is closed as
-    soon as it is accepted. With `channelz` gRPC keeps account of it.
+    is closed when it had no stream for inactivity_timeout; after max_age it takes no further
+    stream and ends with the last; one over max_connections is closed as soon as it is accepted.
+    With `channelz` gRPC keeps account of it.
     """
 
     max_frame_bytes: int
@@ -27,6 +28,7 @@ class Line:
     keepalive_timeout: float | None
     handshake_timeout: float = 5.0
     inactivity_timeout: float | None = None
+    max_age: float | None = None
     max_connections: int | None = None
     channelz: bool = False
 
@@ -95,6 +97,7 @@ def server_options(line: Line) -> Options:
             _milliseconds(min(line.handshake_timeout, MAX_HANDSHAKE_SECONDS)),
         ),
         ("grpc.max_connection_idle_ms", _milliseconds(line.inactivity_timeout)),
+        ("grpc.max_connection_age_ms", _milliseconds(line.max_age)),
         ("grpc.max_allowed_incoming_connections", _connections(line.max_connections)),
         *_common(line),
         # gRPC shares ports silently: a second node would take half of the calls.

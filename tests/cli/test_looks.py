@@ -69,7 +69,9 @@ def test_status_tells_who_the_node_is(cli, guarded_node):
     done = cli("status", guarded_node.dest)
     assert done.returncode == 0, done.stderr
     assert guarded_node.name in done.stdout.splitlines()[0]
-    assert any(line.split() == ["max_depth", "100"] for line in done.stdout.splitlines())
+    lines = [line.split() for line in done.stdout.splitlines()]
+    assert ["max_depth", "100"] in lines
+    assert ["max_connection_age", "none"] in lines
 
 
 def test_status_in_json(cli, node):
@@ -78,7 +80,7 @@ def test_status_in_json(cli, node):
     assert found["uptime"] > 0
     assert isinstance(found["calls_total"], dict)
     assert (found["limits"]["max_calls"], found["limits"]["handshake_timeout"]) == (10_000, 5)
-    assert "max_connection_age" not in found["limits"]  # it is not set
+    assert found["limits"]["max_connection_age"] is None  # it is not set
 
 
 @pytest.mark.parametrize(
