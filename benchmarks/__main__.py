@@ -9,7 +9,7 @@ import sys
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
-from benchmarks import peers, plot, report, runner, scaling, scenarios, targets
+from benchmarks import peers, plot, report, runner, scaling, scenarios, targets, threads
 from benchmarks.runner import Results
 from benchmarks.scenarios import QUICK, Budget
 
@@ -20,6 +20,7 @@ MODES = """\
 modes:
   run       every scenario (or --scenarios) for every peer that is installed (or --peers)
   targets   what is needed to tell which targets genrpc meets; exit code 1 if it misses one
+  threads   which threads a call's CPU time goes to, on both sides of genrpc (Linux)
   scaling   what a call costs as peers, keys, pending calls and payloads grow
   report    print, plot and file figures that were saved by --json
 
@@ -36,7 +37,9 @@ def parser() -> argparse.ArgumentParser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     add = found.add_argument
-    add("mode", nargs="?", choices=("run", "targets", "scaling", "report"), default="run")
+    add(
+        "mode", nargs="?", choices=("run", "targets", "threads", "scaling", "report"), default="run"
+    )
     add("files", nargs="*", type=Path, metavar="FILE", help="report: files written by --json")
     add(
         "--scenarios",
@@ -104,6 +107,10 @@ def _measure(options: argparse.Namespace) -> int:
         most = QUICK_LARGEST if options.quick else sys.maxsize
         results = scaling.run(options.sweeps, rounds, budget.seconds, _tell, most)
         return _give("scaling", results, options)
+    if options.mode == "threads":
+        present = {name: ["genrpc"] for name in threads.SCENARIOS}
+        budget = dataclasses.replace(budget, by_thread=True)
+        return _give("threads", runner.run(present, rounds, budget, _tell), options)
     if options.mode == "targets":
         wanted = targets.plan()
     else:
@@ -146,6 +153,8 @@ def _give(kind: str, results: Results, options: argparse.Namespace) -> int:
 def _text(kind: str, results: Results, options: argparse.Namespace) -> str:
     if kind == "scaling":
         return scaling.as_text(results)
+    if kind == "threads":
+        return f"{report.about(results)}\n\n{report.table(report.thread_rows(results))}"
     verdicts = report.table(targets.rows(results))
     if options.mode == "targets":
         return f"{report.about(results)}\n\n{verdicts}"
@@ -171,6 +180,8 @@ def _places(
     if kind == "scaling":
         parts = [report.about(results), scaling.as_markdown(results), image]
         return {"scaling": "\n\n".join(filter(None, parts))}
+    if kind == "threads":
+        return {"threads": report.markdown_table(report.thread_rows(results))}
     places = {"targets": report.markdown_table(targets.rows(results))}
     if options.mode != "targets":
         places["about"] = report.about(results)

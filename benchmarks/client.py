@@ -12,6 +12,7 @@ import sys
 import traceback
 from typing import Any
 
+from benchmarks import threads
 from benchmarks.peers import peer_named
 from benchmarks.processes import end_with_parent, say
 from benchmarks.scenarios import Budget, scenario_named
@@ -39,7 +40,11 @@ def main() -> None:
     try:
         client = peer_named(job.peer).connect(job.servers)
         scenario = scenario_named(job.scenario)
-        metrics = scenario.measure(client, Budget(**job.budget))
+        budget = Budget(**job.budget)
+        if budget.by_thread:
+            metrics = threads.measure(scenario, client, budget)
+        else:
+            metrics = scenario.measure(client, budget)
     except Exception as exc:  # whatever a peer may raise: it is reported, and the rest goes on
         traceback.print_exc()
         say(event="failed", reason=f"{type(exc).__name__}: {exc}")

@@ -12,6 +12,7 @@ from typing import Any
 from benchmarks.peers import peer_named
 from benchmarks.runner import Figure, Results
 from benchmarks.scenarios import Metric, scenario_named
+from benchmarks.threads import COLUMNS
 
 EMPTY = "–"
 
@@ -141,6 +142,15 @@ def connections(peers: Iterable[str]) -> str:
     return "; ".join(f"{words[kind]}: {', '.join(who)}" for kind, who in kinds.items()) + "."
 
 
+def thread_rows(results: Results) -> list[list[str]]:
+    """The table of threads: microseconds of CPU time a call by role, medians of the rounds."""
+    found = [["CPU µs a call", *COLUMNS.values()]]
+    for scenario in results.scenarios():
+        figures = [results.figure(scenario, "genrpc", key) for key in COLUMNS]
+        found.append([scenario, *map(_median, figures)])
+    return found
+
+
 def fill(page: str, name: str, content: str) -> str:
     """Replace what stands between a page's two marks `<!-- benchmarks: NAME … -->`.
 
@@ -168,7 +178,7 @@ def fill_page(path: Path, contents: dict[str, str]) -> None:
 
 
 def save(path: Path, kind: str, results: Results) -> None:
-    """Write results to a file; `kind` is "scenarios" or "scaling"."""
+    """Write results to a file; `kind` is "scenarios", "threads" or "scaling"."""
     path.write_text(json.dumps({"kind": kind, **results.to_json()}, indent=1) + "\n", "utf-8")
 
 

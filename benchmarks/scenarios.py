@@ -38,11 +38,13 @@ BATCH_SECONDS = 1.5
 
 @dataclass(frozen=True)
 class Budget:
-    """How much work one measurement is."""
+    """How much work one measurement is, and whether it tells threads apart."""
 
     seconds: float = 1.0
     async_calls: int = 10_000
     casts: int = 100_000
+    by_thread: bool = False
+    """See benchmarks.threads."""
 
 
 QUICK = Budget(seconds=0.2, async_calls=2_000, casts=10_000)

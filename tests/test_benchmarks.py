@@ -1,5 +1,6 @@
 """The benchmarks run, measure what they say, and report it; no test asserts a speed."""
 
+import dataclasses
 import json
 import math
 import os
@@ -28,6 +29,7 @@ from benchmarks import (  # noqa: E402
     scaling,
     scenarios,
     targets,
+    threads,
 )
 from benchmarks.runner import Results  # noqa: E402
 from benchmarks.scenarios import Budget  # noqa: E402
@@ -96,6 +98,17 @@ def test_other_peers_that_are_here_yield_sane_figures(name):
         pytest.skip(missing)
     scenario = scenarios.scenario_named("C64")
     assert_sane(scenario, runner.measure(peer, scenario, INSTANT))
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux tells the time of threads")
+def test_cpu_time_of_a_call_is_divided_among_the_threads():
+    scenario, peer = scenarios.scenario_named("C64"), peers.peer_named("genrpc")
+    metrics = runner.measure(peer, scenario, dataclasses.replace(INSTANT, by_thread=True))
+    for side in ("client", "server"):
+        parts = [metrics[key] for key in threads.COLUMNS if key.startswith(side)]
+        assert all(part > 0 for part in parts)
+        assert sum(parts) == pytest.approx(metrics[f"{side}_cpu_us"])
 
 
 @pytest.mark.slow
@@ -472,6 +485,14 @@ def test_report_of_sweeps_fills_their_place(tmp_path):
     assert "| 1 | 1.00 | 1.00 | 1.00 | 1.00 |  |" in page.read_text("utf-8")
 
 
+def test_report_of_threads_fills_their_place(tmp_path):
+    figures, page = tmp_path / "figures.json", tmp_path / "page.md"
+    report.save(figures, "threads", results(("S1", "genrpc", dict.fromkeys(threads.COLUMNS, 2.0))))
+    page.write_text(PAGE.read_text("utf-8"), "utf-8")
+    assert command_line.main(["report", str(figures), "--docs", str(page)]) == 0
+    assert f"| S1 |{' 2.00 |' * len(threads.COLUMNS)}" in page.read_text("utf-8")
+
+
 def test_page_without_the_place_is_refused():
     with pytest.raises(ValueError, match="no place for 'table'"):
         report.fill("# Nothing here", "table", "x")
@@ -479,7 +500,7 @@ def test_page_without_the_place_is_refused():
 
 def test_page_has_all_places():
     page = PAGE.read_text("utf-8")
-    for name in ("about", "connections", "table", "plot", "targets", "scaling"):
+    for name in ("about", "connections", "table", "plot", "targets", "threads", "scaling"):
         report.fill(page, name, "")
 
 

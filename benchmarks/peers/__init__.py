@@ -94,6 +94,10 @@ class Client:
         """A function that calls add(2, 3) on all servers at once and gives their results."""
         raise NotImplementedError
 
+    def thread_names(self, number: int) -> dict[int, str]:
+        """The Python threads of a server, for `benchmarks.threads`, which is about genrpc only."""
+        raise NotImplementedError
+
     def close(self) -> None:
         """Leave the servers."""
 

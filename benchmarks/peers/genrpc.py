@@ -59,6 +59,12 @@ class GenrpcClient(Client):
 
         return call
 
+    def thread_names(self, number: int) -> dict[int, str]:
+        import genrpc
+
+        found: dict[int, str] = genrpc.call(self._nodes[number], "benchmarks.threads", "names")
+        return found
+
     def close(self) -> None:
         import genrpc
 
