@@ -37,6 +37,11 @@ _FOR_EVER = 2**31 - 1
 
 MAX_HANDSHAKE_SECONDS = 3600.0
 
+PENDING_REQUESTS, MAX_PENDING_REQUESTS = 12_000, 16_000
+"""Requests that gRPC has read and the node has not seen: from the first on it refuses some, from
+the second on all. One caller may have max_calls, 10,000 by default, at once. A stranger's request,
+on a connection of its own, costs some 25 kB until the node has turned it away."""
+
 KEPT_FILES = 256
 """Descriptors that strangers cannot have: for the node's own streams and its users' files."""
 
@@ -103,8 +108,8 @@ def server_options(line: Line) -> Options:
         # gRPC shares ports silently: a second node would take half of the calls.
         ("grpc.so_reuseport", 0),
         # Else gRPC itself answers CANCELLED to unary calls, at random from 1,000 that wait on.
-        ("grpc.server.max_pending_requests", 20_000),
-        ("grpc.server.max_pending_requests_hard_limit", 30_000),
+        ("grpc.server.max_pending_requests", PENDING_REQUESTS),
+        ("grpc.server.max_pending_requests_hard_limit", MAX_PENDING_REQUESTS),
         # Clients ping as often as their own settings say; that is no abuse.
         ("grpc.http2.min_ping_interval_without_data_ms", 100),
         ("grpc.http2.min_recv_ping_interval_without_data_ms", 100),

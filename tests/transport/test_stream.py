@@ -240,6 +240,42 @@ def test_end_by_the_server_waits_for_the_write_in_flight_and_makes_no_noise(capl
     assert caplog.text == ""
 
 
+def test_read_of_a_stream_that_the_server_ends_is_let_end_by_itself(monkeypatch, caplog):
+    """A read that is cancelled leaves memory of gRPC's behind: 600 bytes with what it read."""
+    cancelled, begin = [], stream_module.ServerStream.start
+
+    class Watched:
+        def __init__(self, call):
+            self.call = call
+
+        def __getattr__(self, name):
+            return getattr(self.call, name)
+
+        async def read(self):
+            try:
+                return await self.call.read()
+            except asyncio.CancelledError:
+                cancelled.append(self)
+                raise
+
+    def start(stream, owner):
+        stream._call = Watched(stream._call)
+        begin(stream, owner)
+
+    async def work(wire):
+        await write(wire.client, b"frame")
+        await wire.callee.frames.get()
+        wire.server.abort()
+        wire.client.write(b"too late", lambda error: None)
+        return await wire.callee.ends
+
+    monkeypatch.setattr(stream_module.ServerStream, "start", start)
+    for _ in range(20):
+        assert over_wire(work) in (None, BadTCP("closed"))
+    assert not cancelled
+    assert caplog.text == ""
+
+
 def test_caller_that_does_not_read_cannot_hold_the_servers_end_up(monkeypatch):
     monkeypatch.setattr(stream_module, "WRITE_SECONDS", 0.02)
 
